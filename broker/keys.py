@@ -1,0 +1,57 @@
+"""Every Redis key and channel of Forebay, by name. One cell is one primary (docs/decisions/0002).
+
+Queue keys are `fb:{<queue>}:<part>`; the Lua scripts get the base as KEYS[1] and build the rest
+with the same suffixes (see `broker/lua/_prelude.lua`).
+"""
+
+from __future__ import annotations
+
+#: Set of all queue names that were ever used.
+QUEUES = "fb:queues"
+#: Hashes: tenant -> value; field `*` is the default.
+POLICY_WEIGHT = "fb:policy:weight"
+POLICY_CAP = "fb:policy:cap"
+POLICY_MAX_QUEUED = "fb:policy:max_queued"
+#: Sorted set: owner -> last seen (ms).
+WORKERS = "fb:workers"
+#: Pub/sub: accounts changed (a tenant or key was made, changed or revoked).
+ACCOUNTS_CHANNEL = "fb:accounts"
+
+
+def base(queue: str) -> str:
+    return f"fb:{{{queue}}}:"
+
+
+def bell(queue: str) -> str:
+    """List with at most one element: work was put in."""
+    return f"{base(queue)}bell"
+
+
+def job(job_id: str) -> str:
+    """Hash: the job record."""
+    return f"fb:job:{job_id}"
+
+
+def events(job_id: str) -> str:
+    """Stream: the job's events, id `<seq>-0`; trimmed."""
+    return f"fb:job:{job_id}:events"
+
+
+def text(job_id: str) -> str:
+    """String: text of the running attempt so far (streaming jobs)."""
+    return f"fb:job:{job_id}:text"
+
+
+def channel(job_id: str) -> str:
+    """Pub/sub channel of a job's events."""
+    return f"fb:ev:{job_id}"
+
+
+def tenant_jobs(tenant: str) -> str:
+    """Sorted set: job id -> created (ms)."""
+    return f"fb:tenant:{tenant}:jobs"
+
+
+def worker(owner: str) -> str:
+    """String with expiry: a worker's status as JSON."""
+    return f"fb:worker:{owner}"

@@ -1,0 +1,124 @@
+"""The contract of the queue, kept by the Redis implementations and by the in-memory twin."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+from broker.jobs import Band, Claim, Delta, Event, Job, NewJob, Outcome, Status
+from broker.policies import TenantPolicy
+from broker.stats import QueueStats, WorkerStatus
+
+LeaseState = Literal["ok", "lost", "cancel"]
+CancelResult = Literal["cancelled", "cancelling", "terminal"]
+
+
+class JobQueue(Protocol):
+    """All that can be done with jobs.
+
+    `RedisQueue` (workers, threads) keeps it as written; `AsyncRedisQueue` (API) has the same
+    methods as coroutines. Every call may raise `BrokerUnavailableError`; every write is idempotent
+    on job id and attempt, so that a repeat after a lost answer is harmless.
+    """
+
+    # -- submitting side --------------------------------------------------------------------------
+    def enqueue(self, job: NewJob) -> int:
+        """Put a job in and return how many of the tenant's jobs wait before it in its band.
+
+        Raises `QueueFullError` or `DuplicateJobError`; then nothing was written.
+        """
+        ...
+
+    def get(self, job_id: str, *, tenant: str | None = None) -> Job:
+        """The job record. Raises `JobNotFoundError`, also when `tenant` isn't its owner."""
+        ...
+
+    def list_jobs(
+        self,
+        tenant: str,
+        *,
+        status: Status | None = None,
+        model: str | None = None,
+        band: Band | None = None,
+        created_after_ms: int = 0,
+        after: str | None = None,
+        limit: int = 20,
+        newest_first: bool = True,
+    ) -> tuple[list[Job], bool]:
+        """A page of the tenant's jobs (without body and output) and whether more follow."""
+        ...
+
+    def cancel(self, job_id: str, *, tenant: str | None = None) -> CancelResult:
+        """Queued or delayed → gone at once; running → flagged. Raises `JobNotFoundError`."""
+        ...
+
+    def events(self, job_id: str, *, after: int = 0) -> tuple[list[Event], bool]:
+        """Logged events with seq > after, and whether the log still reaches back that far."""
+        ...
+
+    def text(self, job_id: str) -> str:
+        """Text of the latest attempt so far (streaming jobs)."""
+        ...
+
+    # -- working side -----------------------------------------------------------------------------
+    def claim(self, queue: str, owner: str, *, limit: int = 1) -> list[Claim]:
+        """Lease up to `limit` jobs in fair order, after taking back expired leases and due delays.
+
+        A job whose attempts are used up is failed (`max_attempts`) and kept as a dead letter.
+        """
+        ...
+
+    def renew(
+        self, queue: str, owner: str, leases: Sequence[tuple[str, int]]
+    ) -> dict[str, LeaseState]:
+        """Prolong leases named as (job id, attempt)."""
+        ...
+
+    def emit(self, queue: str, deltas: Sequence[Delta]) -> list[str]:
+        """Log and publish text of running attempts; returns the ids whose attempt was stale."""
+        ...
+
+    def complete(self, claim: Claim, outcome: Outcome) -> bool:
+        """Fenced: make the job terminal, settle its cost, publish. False: stale, nothing changed.
+
+        A repeat of a completion that already happened with this attempt is True.
+        """
+        ...
+
+    def requeue(self, claim: Claim, *, delay_ms: int = 0, refund: bool = False) -> bool:
+        """Fenced: give the job back at the head of its tenant's queue. False: stale.
+
+        With `refund` the attempt does not count (the job never started).
+        """
+        ...
+
+    def bury(self, claim: Claim, error_code: str, message: str) -> bool:
+        """Fenced: fail the job and keep it as a dead letter. False: stale."""
+        ...
+
+    def release_owner(self, queue: str, owner: str) -> int:
+        """Give back all leases of a worker that is known to be gone; returns how many."""
+        ...
+
+    def sweep(self, queue: str) -> int:
+        """Requeue jobs found in no queue, lease or delay; heal the bell. Returns how many."""
+        ...
+
+    # -- policy and readings ----------------------------------------------------------------------
+    def set_policy(self, tenant: str, policy: TenantPolicy | None) -> None:
+        """Publish a tenant's weight and bounds (None: the defaults); unparks where it now fits."""
+        ...
+
+    def stats(self, queue: str, *, top: int = 20) -> QueueStats: ...
+
+    def heartbeat(self, status: WorkerStatus, *, ttl_s: float) -> None:
+        """Say that a worker lives; forgotten after `ttl_s`."""
+        ...
+
+    def workers(self) -> list[WorkerStatus]: ...
+
+    def forget_worker(self, owner: str) -> None: ...
+
+    def queues(self) -> list[str]: ...
+
+    def ping(self) -> None: ...

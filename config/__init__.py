@@ -1,0 +1,1 @@
+"""Settings, logging and the model catalogue: what every process reads once at start-up."""

