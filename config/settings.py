@@ -128,6 +128,20 @@ class Worker(_Section):
     task_events: bool = True
 
 
+class Simulated(_Section):
+    """Step-time model of the simulated engine; says nothing about a real model.
+
+    A step takes `step_ms + step_ms_per_sequence * running + prefill_ms_per_token * new prompt tokens`
+    and gives every running sequence one token.
+    """
+
+    step_ms: Annotated[float, Field(ge=0)] = 20.0
+    step_ms_per_sequence: Annotated[float, Field(ge=0)] = 0.3
+    prefill_ms_per_token: Annotated[float, Field(ge=0)] = 0.05
+    #: Sequences in one step; 0 takes the model's `max_batch`.
+    capacity: Annotated[int, Field(ge=0, le=4096)] = 0
+
+
 class Flower(_Section):
     """The operations console."""
 
@@ -178,6 +192,7 @@ class Settings(BaseSettings):
     auth: Auth = Auth()
     queue: Queue = Queue()
     worker: Worker = Worker()
+    simulated: Simulated = Simulated()
     flower: Flower = Flower()
     models: Models = Models()
     log: Log = Log()
