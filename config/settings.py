@@ -131,8 +131,8 @@ class Worker(_Section):
 class Simulated(_Section):
     """Step-time model of the simulated engine; says nothing about a real model.
 
-    A step takes `step_ms + step_ms_per_sequence * running + prefill_ms_per_token * new prompt tokens`
-    and gives every running sequence one token.
+    A step takes `step_ms + step_ms_per_sequence * running + prefill_ms_per_token * new prompt
+    tokens` and gives every running sequence one token.
     """
 
     step_ms: Annotated[float, Field(ge=0)] = 20.0
