@@ -163,6 +163,8 @@ class Models(_Section):
 
 
 class Log(_Section):
+    """Log lines on stderr."""
+
     level: Literal["debug", "info", "warning", "error"] = "info"
     #: `auto` is readable on a terminal and JSON elsewhere.
     format: Literal["auto", "json", "console"] = "auto"

@@ -1,0 +1,75 @@
+# Forebay. `make demo` and `make test` set up everything they need.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# Compiled bytecode makes torch and transformers start several times faster.
+unexport PYTHONDONTWRITEBYTECODE
+# The tools run from this environment only.
+unexport PYTHONPATH
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help
+help: ## Show this list
+	@grep -hE '^[a-z][a-zA-Z0-9_-]*:.*## ' $(MAKEFILE_LIST) \
+	  | awk -F ':.*## ' '{printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2}'
+
+$(READY): setup.cfg constraints.txt pyproject.toml infra/setup.sh
+	@PYTHON=$(PYTHON) infra/setup.sh $(VENV)
+	@touch $@
+
+.PHONY: setup
+setup: $(READY) ## Virtual environment with the pinned packages
+
+.PHONY: demo
+demo: $(READY) ## The main job on a real model: four tenants, streamed and batched (KEEP=1 leaves it running)
+	@$(BIN)/forebay demo
+
+.PHONY: up
+up: $(READY) ## Start the whole stack in the foreground (Ctrl-C ends it)
+	@$(BIN)/forebay up
+
+.PHONY: test
+test: $(READY) lint types imports ## Lint, types, import directions and all tests
+	@infra/test-services.sh
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+.PHONY: lint
+lint: $(READY) ## Ruff: lint and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.PHONY: types
+types: $(READY) ## mypy (strict for broker/, config/, api/)
+	$(BIN)/mypy api broker config infra workers loadtests
+
+.PHONY: imports
+imports: $(READY) ## Import directions between the packages
+	$(BIN)/lint-imports
+
+.PHONY: format
+format: $(READY) ## Let ruff fix and format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: bench-submit
+bench-submit: $(READY) ## Accepted jobs/s against FastAPI + Celery and a bare handler
+	@$(BIN)/python -m loadtests.submit
+
+.PHONY: bench-queue
+bench-queue: $(READY) ## No-op jobs/s and a newcomer's wait against stock Celery
+	@$(BIN)/python -m loadtests.queue_bench
+
+.PHONY: bench-engine
+bench-engine: $(READY) ## 64 chats through the whole stack against the engine alone
+	@$(BIN)/python -m loadtests.engine_bench
+
+.PHONY: clean
+clean: ## Remove the environment and caches (not the data folder .forebay)
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

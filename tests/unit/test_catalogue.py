@@ -1,0 +1,52 @@
+"""The catalogue: the shipped one is sound, a broken one is refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from config import catalogue
+from config.settings import SettingsError
+
+ENTRY = """
+[models.tiny]
+kind = "chat"
+source = "path:/models/tiny"
+context_tokens = 128
+"""
+
+
+def test_the_shipped_models() -> None:
+    models = catalogue.load()
+    assert {spec.kind for spec in models.values()} == {"chat", "embedding"}
+    assert all(spec.sha256 for spec in models.values())
+    chat = models["smollm2-135m"]
+    assert chat.endpoints == ("/v1/chat/completions", "/v1/completions")
+    assert chat.output_limit <= chat.context_tokens
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (("128", "0"), "models.tiny.context_tokens"),
+        (('"chat"', '"image"'), "models.tiny.kind"),
+        (('"path:/models/tiny"', '"pypi:tiny==1.0"'), "sha256 is required"),
+        (('"path:/models/tiny"', '"hub:org/tiny@main"'), "models.tiny.source"),
+        (("kind", "unknown = 1\nkind"), "models.tiny.unknown"),
+        (("[models.tiny]", "[models.'a b']"), "name"),
+        (("[models.tiny]", "[models.tiny"), "line"),
+    ],
+)
+def test_a_broken_entry_is_named(tmp_path: Path, change: tuple[str, str], named: str) -> None:
+    path = tmp_path / "models.toml"
+    path.write_text(ENTRY.replace(*change))
+    with pytest.raises(SettingsError, match="models.toml") as caught:
+        catalogue.load(str(path))
+    assert named in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="no-such"):
+        catalogue.load(str(tmp_path / "no-such.toml"))
