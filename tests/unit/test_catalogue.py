@@ -41,7 +41,7 @@ def test_the_shipped_models() -> None:
 def test_a_broken_entry_is_named(tmp_path: Path, change: tuple[str, str], named: str) -> None:
     path = tmp_path / "models.toml"
     path.write_text(ENTRY.replace(*change))
-    with pytest.raises(SettingsError, match="models.toml") as caught:
+    with pytest.raises(SettingsError, match=r"models\.toml") as caught:
         catalogue.load(str(path))
     assert named in str(caught.value)
     assert "\n" not in str(caught.value)

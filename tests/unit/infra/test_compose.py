@@ -15,6 +15,7 @@ import yaml
 from config import catalogue, settings
 
 ROOT = Path(__file__).parents[3]
+BIN = Path(sys.executable).parent
 SECRETS = ("REDIS_PASSWORD", "POSTGRES_PASSWORD", "FLOWER_PASSWORD", "FOREBAY_AUTH__PEPPER")
 
 
@@ -100,10 +101,7 @@ def test_prometheus_scrapes_services_that_exist(compose: dict[str, Any]) -> None
 
 def test_the_dockerfile_is_clean() -> None:
     done = subprocess.run(
-        [
-            str(Path(sys.executable).parent / "hadolint"),
-            str(ROOT / "infra/docker/Dockerfile"),
-        ],
+        [str(BIN / "hadolint"), str(ROOT / "infra/docker/Dockerfile")],
         capture_output=True,
         text=True,
         timeout=60,
