@@ -9,7 +9,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError as _SourceError
 
@@ -82,10 +90,39 @@ class Auth(_Section):
     pepper: SecretStr = SecretStr("")
     #: Counts upwards when the pepper is changed; stored beside each digest.
     pepper_version: Positive = 1
+    #: Pepper of the version before, while keys stored with it are still to be accepted.
+    previous_pepper: SecretStr = SecretStr("")
     #: Middle part of new keys: `fb_<key_env>_…`.
     key_env: Annotated[str, Field(pattern=r"^[a-z]{2,10}$")] = "live"
     #: Longest a change made by another process stays unseen when its notice was lost.
     refresh_s: Annotated[float, Field(gt=0, le=5)] = 3.0
+
+
+class Jwt(_Section):
+    """Access tokens (RFC 9068) of one issuer, accepted beside API keys; off while all are empty."""
+
+    #: Exact `iss` and one value of `aud` of a token.
+    issuer: str = ""
+    audience: str = ""
+    #: The issuer's key as PEM (a line break may be written as `\n`), or a JWKS file.
+    public_key: str = ""
+    jwks_file: str = ""
+    algorithms: tuple[Literal["RS256", "ES256", "EdDSA"], ...] = ("RS256", "ES256", "EdDSA")
+    #: Clock difference to the issuer that is forgiven.
+    leeway_s: Annotated[float, Field(ge=0, le=60)] = 5.0
+
+    @property
+    def enabled(self) -> bool:
+        return bool(self.issuer)
+
+    @model_validator(mode="after")
+    def _complete(self) -> Jwt:
+        given = [bool(self.issuer), bool(self.audience), bool(self.public_key or self.jwks_file)]
+        if any(given) != all(given) or (self.public_key and self.jwks_file):
+            raise ValueError("needs ISSUER, AUDIENCE and one of PUBLIC_KEY and JWKS_FILE, or none")
+        if not self.algorithms:
+            raise ValueError("needs at least one of ALGORITHMS")
+        return self
 
 
 class Queue(_Section):
@@ -192,6 +229,7 @@ class Settings(BaseSettings):
     database: Database = Database()
     api: Api = Api()
     auth: Auth = Auth()
+    jwt: Jwt = Jwt()
     queue: Queue = Queue()
     worker: Worker = Worker()
     simulated: Simulated = Simulated()
