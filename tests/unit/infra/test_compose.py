@@ -22,12 +22,7 @@ SECRETS = ("REDIS_PASSWORD", "POSTGRES_PASSWORD", "FLOWER_PASSWORD", "FOREBAY_AU
 def _compose(*args: str, without: str = "") -> subprocess.CompletedProcess[str]:
     environment = {name: "x" for name in SECRETS if name != without}
     return subprocess.run(
-        [
-            str(Path(sys.executable).parent / "docker-compose"),
-            "-f",
-            str(ROOT / "docker-compose.yml"),
-        ]
-        + list(args),
+        [str(BIN / "docker-compose"), "-f", str(ROOT / "docker-compose.yml"), *args],
         env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **environment},
         capture_output=True,
         text=True,

@@ -1,0 +1,93 @@
+"""The whole stack as a stranger would start it: `forebay up` in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FOREBAY = str(Path(sys.executable).parent / "forebay")
+PORTS = ("--api-port", "0", "--flower-port", "0")
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A running `forebay up`, and its addresses."""
+
+    process: subprocess.Popen[str]
+    data_dir: Path
+    api: str
+    flower: str
+    metrics: str
+    admin_key: str
+    environment: dict[str, str]
+
+    def run(self, *args: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """A `forebay` command against this stack."""
+        return subprocess.run(
+            [FOREBAY, *args, "--data-dir", str(self.data_dir)],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=check,
+        )
+
+    def json(self, *args: str) -> Any:
+        return json.loads(self.run(*args, "--json").stdout)
+
+
+@contextmanager
+def running(data_dir: Path, *args: str, **environment: str) -> Iterator[Stack]:
+    """Start a stack on free ports; end it with SIGTERM, which must take less than 15 s."""
+    env = {
+        name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"
+    } | environment
+    with (data_dir.parent / f"{data_dir.name}.log").open("w+") as log:
+        process = subprocess.Popen(
+            [FOREBAY, "up", "--data-dir", str(data_dir), *PORTS, *args],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env=env,
+            text=True,
+        )
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            if not line:
+                process.wait(20)
+                log.seek(0)
+                pytest.fail(f"forebay up ended with {process.returncode}:\n{log.read()[-4000:]}")
+            ready = json.loads(line)
+            assert ready.pop("ready") is True
+            yield Stack(process=process, data_dir=data_dir, environment=env, **ready)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait(10)
+                pytest.fail("forebay up took more than 15 s to end")
+
+
+@pytest.fixture(scope="session")
+def start() -> Callable[..., Any]:
+    return running
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """One simulated stack for all tests that leave it as they found it."""
+    folder = tmp_path_factory.mktemp("stack")
+    with running(folder / "data", "--engine", "simulated") as started:
+        yield started
