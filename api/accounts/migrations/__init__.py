@@ -1,0 +1,1 @@
+"""Alembic's folder: how the accounts schema came to be, one revision per file."""
