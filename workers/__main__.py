@@ -1,0 +1,104 @@
+"""`python -m workers`: run a worker, or look after the model cache.
+
+python -m workers --model NAME [--name N]   run one worker process
+python -m workers pull NAME…                fetch and convert models; JSON progress lines
+python -m workers list                      catalogue and cache as JSON
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import orjson
+
+from config import catalogue, logs
+from config.settings import Settings, SettingsError, load
+from workers.pinning import pin
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code: 0 done, 1 failed, 2 bad settings or arguments."""
+    arguments = _parser().parse_args(argv)
+    try:
+        settings = load()
+        models = catalogue.load(settings.models.catalogue)
+        if arguments.command == "pull":
+            return _pull(settings, models, arguments.names)
+        if arguments.command == "list":
+            return _list(settings, models)
+        if arguments.model is None:
+            raise SettingsError("name a model: python -m workers --model NAME")
+        spec = _known(models, arguments.model)
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        return 2
+    pin(settings)
+    logs.configure(settings.log, process=f"worker:{spec.name}")
+    from workers.bootstrap import WorkerProcess
+    from workers.sources import SourceError
+
+    try:
+        return WorkerProcess(settings, spec, name=arguments.name or spec.name).run()
+    except SourceError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m workers", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--model", help="name in the catalogue; also the queue it serves")
+    parser.add_argument("--name", help="node name shown by consoles; default: the model's name")
+    commands = parser.add_subparsers(dest="command")
+    pull = commands.add_parser("pull", help="fetch and convert models")
+    pull.add_argument("names", nargs="+", metavar="NAME")
+    commands.add_parser("list", help="catalogue and cache as JSON")
+    return parser
+
+
+def _known(models: dict[str, catalogue.ModelSpec], name: str) -> catalogue.ModelSpec:
+    if name not in models:
+        raise SettingsError(f"no model {name!r} in the catalogue; it has {', '.join(models)}")
+    return models[name]
+
+
+def _pull(settings: Settings, models: dict[str, catalogue.ModelSpec], names: list[str]) -> int:
+    pin(settings)
+    from workers.sources import SourceError, ensure
+
+    def report(model: str, stage: str, fraction: float) -> None:
+        line = {"model": model, "stage": stage, "fraction": round(fraction, 4)}
+        print(orjson.dumps(line).decode(), flush=True)
+
+    for spec in [_known(models, name) for name in names]:
+        try:
+            ensure(spec, settings.models, progress=report)
+        except SourceError as error:
+            print(error, file=sys.stderr)
+            return 1
+    return 0
+
+
+def _list(settings: Settings, models: dict[str, catalogue.ModelSpec]) -> int:
+    from workers.sources import cached_folder
+
+    rows = []
+    for spec in models.values():
+        folder = cached_folder(spec, settings.models)
+        rows.append(
+            {
+                "model": spec.name,
+                "kind": spec.kind,
+                "source": spec.source,
+                "description": spec.description,
+                "cached": folder is not None,
+                "path": str(folder) if folder else None,
+            }
+        )
+    print(orjson.dumps(rows).decode())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""What a worker counts. Labels are bounded: model, engine, band, status, code; never a tenant."""
+
+from __future__ import annotations
+
+import time
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+
+from broker.jobs import Job, Usage
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_REQUESTS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512)
+
+
+class WorkerMetrics:
+    """The metrics of one worker process; `engine` says `simulated` where no model runs."""
+
+    def __init__(self, model: str, engine: str, registry: CollectorRegistry = REGISTRY) -> None:
+        self._model, self._engine = model, engine
+        common = ("model", "engine")
+        self._jobs = Counter(
+            "forebay_workers_jobs_total",
+            "Attempts ended, by the state they left the job in.",
+            (*common, "band", "status", "code"),
+            registry=registry,
+        )
+        self._wait = Histogram(
+            "forebay_workers_job_wait_seconds",
+            "From submission to the start of an attempt.",
+            (*common, "band"),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._first = Histogram(
+            "forebay_workers_first_token_seconds",
+            "From submission to the first text of a streamed job.",
+            (*common, "band"),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._run = Histogram(
+            "forebay_workers_job_run_seconds",
+            "From the start of an attempt to its end.",
+            (*common, "band"),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._tokens = Counter(
+            "forebay_workers_tokens_total",
+            "Tokens of finished jobs; cached ones are also counted as input.",
+            (*common, "kind"),
+            registry=registry,
+        )
+        self._batch = Histogram(
+            "forebay_workers_batch_requests",
+            "Requests in an engine step.",
+            common,
+            buckets=_REQUESTS,
+            registry=registry,
+        ).labels(model, engine)
+        self._running = Gauge(
+            "forebay_workers_running_jobs",
+            "Jobs this worker runs now.",
+            common,
+            multiprocess_mode="livesum",
+            registry=registry,
+        ).labels(model, engine)
+        self._lost = Counter(
+            "forebay_workers_leases_lost_total",
+            "Attempts whose lease was lost while they ran; their results were dropped.",
+            common,
+            registry=registry,
+        ).labels(model, engine)
+        self._engine_lost = Counter(
+            "forebay_workers_engine_losses_total",
+            "Times the engine died or stood still and was rebuilt.",
+            common,
+            registry=registry,
+        ).labels(model, engine)
+
+    def job_started(self, job: Job) -> None:
+        self._running.inc()
+        waited = max(0, job.started_ms - job.created_ms) / 1000
+        self._wait.labels(self._model, self._engine, job.band.value).observe(waited)
+
+    def first_text(self, job: Job) -> None:
+        seconds = max(0.0, time.time() - job.created_ms / 1000)
+        self._first.labels(self._model, self._engine, job.band.value).observe(seconds)
+
+    def job_ended(self, job: Job, status: str, code: str, run_s: float, usage: Usage) -> None:
+        """Count an attempt; `status` is also `requeued` or `lost`."""
+        labels = (self._model, self._engine)
+        self._running.dec()
+        self._jobs.labels(*labels, job.band.value, status, code).inc()
+        self._run.labels(*labels, job.band.value).observe(run_s)
+        for kind, count in (
+            ("input", usage.input_tokens),
+            ("output", usage.output_tokens),
+            ("cached", usage.cached_tokens),
+        ):
+            if count:
+                self._tokens.labels(*labels, kind).inc(count)
+
+    def lease_lost(self) -> None:
+        self._lost.inc()
+
+    def engine_lost(self) -> None:
+        self._engine_lost.inc()
+
+    def step(self, requests: int) -> None:
+        self._batch.observe(requests)

@@ -1,0 +1,76 @@
+"""Response bodies in OpenAI's shape, as the API relays them."""
+
+from __future__ import annotations
+
+import base64
+import struct
+from typing import Any
+
+import orjson
+
+from broker.jobs import Job
+from workers.engine import EngineResult
+
+_CHAT = "/v1/chat/completions"
+_EMBEDDINGS = "/v1/embeddings"
+
+
+def response_body(
+    job: Job, body: dict[str, Any], result: EngineResult, *, simulated: bool = False
+) -> bytes:
+    """The complete response of a job as JSON; `body` is its request."""
+    if job.endpoint == _EMBEDDINGS:
+        content = _embeddings(job, result, base64_wanted=body.get("encoding_format") == "base64")
+    else:
+        content = _completion(job, result)
+    if simulated:
+        content["system_fingerprint"] = "simulated"
+    return orjson.dumps(content)
+
+
+def _completion(job: Job, result: EngineResult) -> dict[str, Any]:
+    name = job.id.removeprefix("job_")
+    choice: dict[str, Any] = {"index": 0}
+    if job.endpoint == _CHAT:
+        choice["message"] = {"role": "assistant", "content": result.text, "refusal": None}
+    else:
+        choice["text"] = result.text
+    choice |= {"logprobs": None, "finish_reason": result.finish_reason}
+    usage = result.usage
+    return {
+        "id": f"chatcmpl-{name}" if job.endpoint == _CHAT else f"cmpl-{name}",
+        "object": "chat.completion" if job.endpoint == _CHAT else "text_completion",
+        "created": job.created_ms // 1000,
+        "model": job.model,
+        "choices": [choice],
+        "usage": {
+            "prompt_tokens": usage.input_tokens,
+            "completion_tokens": usage.output_tokens,
+            "total_tokens": usage.total_tokens,
+            "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        },
+    }
+
+
+def _embeddings(job: Job, result: EngineResult, *, base64_wanted: bool) -> dict[str, Any]:
+    return {
+        "object": "list",
+        "model": job.model,
+        "data": [
+            {
+                "object": "embedding",
+                "index": index,
+                "embedding": _packed(vector) if base64_wanted else vector,
+            }
+            for index, vector in enumerate(result.vectors)
+        ],
+        "usage": {
+            "prompt_tokens": result.usage.input_tokens,
+            "total_tokens": result.usage.input_tokens,
+        },
+    }
+
+
+def _packed(vector: list[float]) -> str:
+    """Base64 of little-endian float32, as OpenAI's SDK decodes it."""
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()

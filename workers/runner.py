@@ -1,0 +1,235 @@
+"""Runs one leased job on the engine and settles it with the broker."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future
+from typing import Any
+
+import orjson
+from structlog.contextvars import bound_contextvars
+
+from broker.errors import BrokerUnavailableError
+from broker.jobs import Claim, Job, JobError, Outcome, Status, Usage
+from broker.leases import Lease, LeaseRegistry
+from broker.queue import JobQueue
+from config.logs import get_logger
+from workers.engine import (
+    Engine,
+    EngineError,
+    EngineLostError,
+    EngineRequest,
+    EngineResult,
+    RequestCancelledError,
+)
+from workers.metrics import WorkerMetrics
+from workers.publisher import DeltaPublisher, TextStream
+from workers.responses import response_body
+from workers.supervision import SoloGate
+
+log = get_logger(__name__)
+
+#: Pause between two tries to settle while the broker is away; the lease bounds their number.
+_RETRY_S = 0.25
+
+#: Shown to the owner when something broke that is not the request's fault.
+_INTERNAL = JobError(code="internal_error", message="the job failed because of a fault in Forebay")
+
+
+class JobInterruptedError(Exception):
+    """A job was given back because its thread was told to end."""
+
+
+class Runner:
+    """Everything a job needs between its lease and its outcome. Thread-safe."""
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        registry: LeaseRegistry,
+        queue: JobQueue,
+        publisher: DeltaPublisher,
+        metrics: WorkerMetrics,
+    ) -> None:
+        self._engine = engine
+        self._registry = registry
+        self._queue = queue
+        self._publisher = publisher
+        self._metrics = metrics
+        self._simulated = engine.name == "simulated"
+        self._gate = SoloGate()
+
+    def run(self, job_id: str) -> None:
+        """Run a job this worker holds a lease of; returns when it is settled or no longer ours."""
+        try:
+            lease = self._registry.start_job(job_id)
+        except KeyError:
+            log.warning("job_not_leased", job_id=job_id)
+            return
+        job = lease.claim.job
+        with bound_contextvars(job_id=job.id, tenant=job.tenant, request_id=job.request_id):
+            _Attempt(self, lease).run()
+
+
+class _Attempt:
+    """One attempt at one job."""
+
+    def __init__(self, runner: Runner, lease: Lease) -> None:
+        self._runner = runner
+        self._lease = lease
+        self._job: Job = lease.claim.job
+        self._body: dict[str, Any] = {}
+        #: The engine never sees two attempts at a job as one request.
+        self._request_id = f"{self._job.id}:{lease.claim.attempt}"
+        self._stream: TextStream | None = None
+        self._started = time.monotonic()
+        self._first_text_s: float | None = None
+
+    def run(self) -> None:
+        job, runner = self._job, self._runner
+        runner._metrics.job_started(job)
+        log.debug("job_started", model=job.model, endpoint=job.endpoint, attempt=job.attempt)
+        status, code, usage = "lost", "", Usage()
+        try:
+            status, code, usage = self._settle()
+        except Exception:
+            log.exception("job_settling_failed")
+            raise
+        finally:
+            if self._stream is not None:
+                self._stream.close()
+            runner._registry.settle(self._lease)
+            run_s = time.monotonic() - self._started
+            runner._metrics.job_ended(job, status, code, run_s, usage)
+            if status == "lost":
+                runner._metrics.lease_lost()
+            log.info(
+                "job_finished",
+                model=job.model,
+                endpoint=job.endpoint,
+                attempt=job.attempt,
+                status=status,
+                code=code,
+                wait_ms=max(0, job.started_ms - job.created_ms),
+                run_ms=round(run_s * 1000, 1),
+                first_text_ms=self._first_text_ms,
+                input_tokens=usage.input_tokens,
+                output_tokens=usage.output_tokens,
+            )
+
+    @property
+    def _first_text_ms(self) -> float | None:
+        return None if self._first_text_s is None else round(self._first_text_s * 1000, 1)
+
+    def _settle(self) -> tuple[str, str, Usage]:
+        """Run the job and tell the broker how it ended; returns status, error code and usage."""
+        try:
+            result = self._generate()
+        except EngineError as error:
+            failure = JobError(code=error.code, message=str(error), param=error.param)
+            return self._complete(Outcome(status=Status.FAILED, error=failure))
+        except RequestCancelledError as stopped:
+            return self._stopped(stopped.result)
+        except EngineLostError:
+            self._runner._gate.suspect(self._job.id)
+            return self._give_back()
+        except Exception as error:
+            # The traceback's values could hold the prompt, its type and place do not.
+            log.error("job_failed_unexpectedly", error=type(error).__name__, where=_place(error))
+            return self._complete(Outcome(status=Status.FAILED, error=_INTERNAL))
+        except BaseException as error:
+            self._runner._engine.cancel(self._request_id)
+            self._give_back()
+            raise JobInterruptedError(type(error).__name__) from error
+        return self._complete(
+            Outcome(status=Status.COMPLETED, output=self._output(result), usage=result.usage)
+        )
+
+    def _generate(self) -> EngineResult:
+        runner = self._runner
+        self._body = orjson.loads(self._job.body)
+        with runner._gate.enter(self._job.id):
+            if self._lease.stopping:
+                raise RequestCancelledError(EngineResult(finish_reason="cancelled"))
+            return self._submit().result()
+
+    def _submit(self) -> Future[EngineResult]:
+        runner, job = self._runner, self._job
+
+        def cancel() -> None:
+            runner._engine.cancel(self._request_id)
+
+        if job.stream:
+            self._stream = runner._publisher.open(
+                job.id, self._lease.claim.attempt, on_stale=cancel
+            )
+        request = EngineRequest(
+            id=self._request_id,
+            endpoint=job.endpoint,
+            body=self._body,
+            on_text=None if self._stream is None else self._on_text,
+        )
+        future = runner._engine.submit(request)
+        # Only now: a stop that was wanted earlier must find the request.
+        self._lease.on_stop(cancel)
+        return future
+
+    def _on_text(self, text: str) -> None:
+        if self._first_text_s is None:
+            self._first_text_s = time.monotonic() - self._started
+            self._runner._metrics.first_text(self._job)
+        assert self._stream is not None
+        self._stream.write(text)
+
+    def _stopped(self, partial: EngineResult) -> tuple[str, str, Usage]:
+        """The request was stopped: by its owner, or because the attempt no longer counts."""
+        stale = self._stream is not None and self._stream.stale
+        if self._lease.lost.is_set() or stale:
+            return "lost", "", Usage()
+        if self._lease.cancelled.is_set():
+            return self._complete(
+                Outcome(status=Status.CANCELLED, output=self._output(partial), usage=partial.usage)
+            )
+        return self._give_back()
+
+    def _complete(self, outcome: Outcome) -> tuple[str, str, Usage]:
+        claim = self._lease.claim
+
+        def complete() -> bool:
+            # Text precedes the terminal event, on every try.
+            if self._stream is not None:
+                self._stream.flush()
+            return self._runner._queue.complete(claim, outcome)
+
+        if not self._until_lost(complete):
+            return "lost", "", Usage()
+        code = outcome.error.code if outcome.error else ""
+        return outcome.status.value, code, outcome.usage
+
+    def _give_back(self) -> tuple[str, str, Usage]:
+        claim: Claim = self._lease.claim
+        if not self._until_lost(lambda: self._runner._queue.requeue(claim)):
+            return "lost", "", Usage()
+        return "requeued", "", Usage()
+
+    def _until_lost(self, write: Any) -> bool:
+        """Repeat a fenced write while the broker is away and the lease may still be ours."""
+        while True:
+            try:
+                return bool(write())
+            except BrokerUnavailableError as error:
+                log.warning("settling_delayed", reason=str(error))
+                if self._lease.lost.wait(_RETRY_S):
+                    return False
+
+    def _output(self, result: EngineResult) -> bytes:
+        return response_body(self._job, self._body, result, simulated=self._runner._simulated)
+
+
+def _place(error: Exception) -> str:
+    """`file:line` where an exception was raised."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else ""
