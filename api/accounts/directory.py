@@ -20,7 +20,6 @@ from typing import Final, TypeVar
 import redis.asyncio
 from sqlalchemy import Engine
 
-from api.accounts import schema
 from api.accounts.database import make_engine
 from api.accounts.errors import AccountsError
 from api.accounts.policies import PolicyMirror
@@ -67,7 +66,6 @@ class Directory:
     ) -> None:
         """Without `client` changes are seen through the counter alone; both it and `engine` stay
         the caller's to close."""
-        self._engine = engine
         self._store = AccountStore(engine)
         self._redis = client
         self._refresh_s = refresh_s
@@ -172,7 +170,7 @@ class Directory:
 
     def _load_if_changed(self) -> _Snapshot | None:
         if not self._schema_checked:
-            schema.check(self._engine)
+            self._store.check_schema()
             self._schema_checked = True
         if self._store.counter() == self._snapshot.counter:
             return None

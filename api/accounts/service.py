@@ -223,6 +223,10 @@ class AccountsService:
         self._announce()
         return key
 
+    def check_schema(self) -> None:
+        """Raises `SchemaError` unless the database is at our revision."""
+        self._store.check_schema()
+
     # -- word to the broker ---------------------------------------------------------------------
     def publish_all(self) -> int:
         """Give the broker every tenant's policy again; returns how many. Raises `BrokerError`."""

@@ -15,6 +15,7 @@ from sqlalchemy import Engine, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from api.accounts import schema
 from api.accounts.database import reading, writing
 from api.accounts.errors import NameTakenError, SchemaError, UnknownAccountError
 from api.accounts.records import ApiKey, Tenant
@@ -48,6 +49,10 @@ class AccountStore:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+
+    def check_schema(self) -> None:
+        """Raises `SchemaError` unless the database is at our revision."""
+        schema.check(self._engine)
 
     # -- changes --------------------------------------------------------------------------------
     def add_tenant(self, tenant: Tenant) -> None:

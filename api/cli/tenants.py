@@ -1,0 +1,141 @@
+"""`forebay tenants`: create, change and list tenants."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from rich import box
+from rich.table import Table
+
+from api.accounts.records import Tenant
+from api.cli.accounts import account_errors, accounts, iso, print_json, print_table, shown
+from api.cli.context import F, data_dir_option, json_option
+from broker.jobs import BANDS, Band
+
+
+def _policy_options(function: F) -> F:
+    options = (
+        click.option("--weight", type=float, help="Share relative to other tenants."),
+        click.option("--max-in-flight", type=int, help="Jobs of one model running at once."),
+        click.option("--max-queued", type=int, help="Jobs of one model that may wait."),
+        click.option(
+            "--priority",
+            type=click.Choice([band.value for band in BANDS]),
+            help="Priority of a job that names none.",
+        ),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+@click.group()
+def tenants() -> None:
+    """Create, list and change tenants."""
+
+
+@tenants.command()
+@click.argument("name")
+@_policy_options
+@data_dir_option
+@json_option
+@account_errors
+def create(
+    name: str,
+    weight: float | None,
+    max_in_flight: int | None,
+    max_queued: int | None,
+    priority: str | None,
+    data_dir: Path | None,
+    as_json: bool,
+) -> None:
+    """Create a tenant called NAME; what isn't given is the installation's default."""
+    with accounts(data_dir) as service:
+        tenant = service.create_tenant(
+            name,
+            weight=weight,
+            max_in_flight=max_in_flight,
+            max_queued=max_queued,
+            default_band=Band(priority) if priority else None,
+        )
+    _print([tenant], as_json=as_json, single=True)
+
+
+@tenants.command("set")
+@click.argument("name")
+@_policy_options
+@click.option("--disable/--enable", "disabled", default=None, help="Refuse its credentials.")
+@data_dir_option
+@json_option
+@account_errors
+def set_(
+    name: str,
+    weight: float | None,
+    max_in_flight: int | None,
+    max_queued: int | None,
+    priority: str | None,
+    disabled: bool | None,
+    data_dir: Path | None,
+    as_json: bool,
+) -> None:
+    """Change the tenant NAME (or id); what isn't given stays."""
+    with accounts(data_dir) as service:
+        tenant = service.set_tenant(
+            name,
+            weight=weight,
+            max_in_flight=max_in_flight,
+            max_queued=max_queued,
+            default_band=Band(priority) if priority else None,
+            disabled=disabled,
+        )
+    _print([tenant], as_json=as_json, single=True)
+
+
+@tenants.command("list")
+@data_dir_option
+@json_option
+@account_errors
+def list_(data_dir: Path | None, as_json: bool) -> None:
+    """List all tenants."""
+    with accounts(data_dir) as service:
+        found = service.list_tenants()
+    _print(found, as_json=as_json)
+
+
+def _print(found: list[Tenant], *, as_json: bool, single: bool = False) -> None:
+    if as_json:
+        documents = [_document(tenant) for tenant in found]
+        print_json(documents[0] if single else documents)
+        return
+    table = Table(box=box.SIMPLE)
+    for heading in ("tenant", "id", "weight", "in flight", "queued", "priority", "created", ""):
+        right = heading in {"weight", "in flight", "queued"}
+        table.add_column(heading, justify="right" if right else "left", overflow="fold")
+    for tenant in found:
+        table.add_row(
+            tenant.name,
+            tenant.id,
+            f"{tenant.policy.weight:g}",
+            f"{tenant.policy.max_in_flight:,}",
+            f"{tenant.policy.max_queued:,}",
+            tenant.policy.default_band.value,
+            shown(tenant.created_at),
+            "disabled" if tenant.disabled_at else "",
+        )
+    print_table(table)
+
+
+def _document(tenant: Tenant) -> dict[str, Any]:
+    return {
+        "id": tenant.id,
+        "name": tenant.name,
+        "weight": tenant.policy.weight,
+        "max_in_flight": tenant.policy.max_in_flight,
+        "max_queued": tenant.policy.max_queued,
+        "priority": tenant.policy.default_band.value,
+        "created_at": iso(tenant.created_at),
+        "updated_at": iso(tenant.updated_at),
+        "disabled_at": iso(tenant.disabled_at),
+    }
