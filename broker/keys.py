@@ -33,7 +33,7 @@ def job(job_id: str) -> str:
 
 
 def events(job_id: str) -> str:
-    """Stream: the job's events, id `<seq>-0`; trimmed."""
+    """List: the job's events from seq 2 on, as published; trimmed at the head."""
     return f"fb:job:{job_id}:events"
 
 

@@ -1,0 +1,166 @@
+"""The queue on Redis, for one event loop: the methods of `RedisQueue` as coroutines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import redis.asyncio
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
+
+from broker.calls import RELEASE_BATCH, Arg, Call, Calls, Listing, pack
+from broker.connections import translate
+from broker.jobs import Band, Claim, Delta, Event, Job, NewJob, Outcome, Status
+from broker.policies import TenantPolicy
+from broker.queue import CancelResult, LeaseState
+from broker.stats import QueueStats, WorkerStatus
+from config.settings import Queue as QueueSettings
+
+T = TypeVar("T")
+
+
+class AsyncRedisQueue:
+    """`JobQueue` as coroutines; the same promises as `RedisQueue`."""
+
+    def __init__(self, client: redis.asyncio.Redis, settings: QueueSettings) -> None:
+        self._pool = client.connection_pool
+        self._calls = Calls(settings)
+
+    async def _run(self, call: Call[T]) -> T:
+        repeated = False
+        while True:
+            try:
+                replies = await self._send(call.commands)
+                if isinstance(replies[0], NoScriptError):
+                    replies = await self._send(call.by_source)
+                for reply in replies:
+                    if isinstance(reply, Exception):
+                        raise reply
+            except RedisConnectionError as error:
+                if type(error) is not RedisConnectionError or repeated or not call.repeatable:
+                    raise translate(error) from error
+                repeated = True
+            except (RedisError, OSError) as error:
+                raise translate(error) from error
+            else:
+                return call.decode(replies, repeated)
+
+    async def _send(self, commands: Sequence[Sequence[Arg]]) -> list[Any]:
+        connection = await self._pool.get_connection()
+        try:
+            await connection.send_packed_command(pack(commands))
+            replies: list[Any] = []
+            for _ in commands:
+                try:
+                    replies.append(await connection.read_response())
+                except ResponseError as error:
+                    replies.append(error)
+        except BaseException:
+            # Answers may be left on the wire.
+            await connection.disconnect(nowait=True)
+            raise
+        finally:
+            await self._pool.release(connection)
+        return replies
+
+    # -- submitting side --------------------------------------------------------------------------
+    async def enqueue(self, job: NewJob) -> int:
+        return await self._run(self._calls.enqueue(job))
+
+    async def get(self, job_id: str, *, tenant: str | None = None) -> Job:
+        return await self._run(self._calls.get(job_id, tenant))
+
+    async def list_jobs(
+        self,
+        tenant: str,
+        *,
+        status: Status | None = None,
+        model: str | None = None,
+        band: Band | None = None,
+        created_after_ms: int = 0,
+        after: str | None = None,
+        limit: int = 20,
+        newest_first: bool = True,
+    ) -> tuple[list[Job], bool]:
+        listing = Listing(
+            tenant=tenant,
+            status=status,
+            model=model,
+            band=band,
+            created_after_ms=created_after_ms,
+            after=after,
+            limit=limit,
+            newest_first=newest_first,
+        )
+        while not listing.done:
+            listing.feed(await self._run(listing.call()))
+        return listing.page
+
+    async def cancel(self, job_id: str, *, tenant: str | None = None) -> CancelResult:
+        return await self._run(self._calls.cancel(job_id, tenant))
+
+    async def events(self, job_id: str, *, after: int = 0) -> tuple[list[Event], bool]:
+        return await self._run(self._calls.events(job_id, after))
+
+    async def text(self, job_id: str) -> str:
+        return await self._run(self._calls.text(job_id))
+
+    # -- working side -----------------------------------------------------------------------------
+    async def claim(self, queue: str, owner: str, *, limit: int = 1) -> list[Claim]:
+        return await self._run(self._calls.claim(queue, owner, limit))
+
+    async def load_scripts(self) -> None:
+        """Make all scripts known to the server."""
+        await self._run(self._calls.load_scripts())
+
+    async def renew(
+        self, queue: str, owner: str, leases: Sequence[tuple[str, int]]
+    ) -> dict[str, LeaseState]:
+        return await self._run(self._calls.renew(queue, owner, leases)) if leases else {}
+
+    async def emit(self, queue: str, deltas: Sequence[Delta]) -> list[str]:
+        return await self._run(self._calls.emit(queue, deltas)) if deltas else []
+
+    async def complete(self, claim: Claim, outcome: Outcome) -> bool:
+        return await self._run(self._calls.complete(claim, outcome))
+
+    async def requeue(self, claim: Claim, *, delay_ms: int = 0, refund: bool = False) -> bool:
+        return await self._run(self._calls.requeue(claim, delay_ms, refund))
+
+    async def bury(self, claim: Claim, error_code: str, message: str) -> bool:
+        return await self._run(self._calls.bury(claim, error_code, message))
+
+    async def release_owner(self, queue: str, owner: str) -> int:
+        total = 0
+        while True:
+            count = await self._run(self._calls.release_owner(queue, owner))
+            total += count
+            if count < RELEASE_BATCH:
+                return total
+
+    async def sweep(self, queue: str) -> int:
+        return await self._run(self._calls.sweep(queue))
+
+    # -- policy and readings ----------------------------------------------------------------------
+    async def set_policy(self, tenant: str, policy: TenantPolicy | None) -> None:
+        await self._run(self._calls.set_policy(tenant, policy, await self.queues()))
+
+    async def stats(self, queue: str, *, top: int = 20) -> QueueStats:
+        return await self._run(self._calls.stats(queue, top))
+
+    async def heartbeat(self, status: WorkerStatus, *, ttl_s: float) -> None:
+        await self._run(self._calls.heartbeat(status, ttl_s))
+
+    async def workers(self) -> list[WorkerStatus]:
+        owners = await self._run(self._calls.worker_names())
+        return await self._run(self._calls.workers(owners)) if owners else []
+
+    async def forget_worker(self, owner: str) -> None:
+        await self._run(self._calls.forget_worker(owner))
+
+    async def queues(self) -> list[str]:
+        return await self._run(self._calls.queues())
+
+    async def ping(self) -> None:
+        await self._run(self._calls.ping())

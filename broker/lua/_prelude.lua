@@ -1,0 +1,307 @@
+-- Shared by all scripts of a queue; scripts.py puts it, and the tables BANDS and SHARE made from
+-- broker/jobs.py, in front of each verb. Key names are those of broker/keys.py.
+--
+-- A script validates everything before its first write: Lua has no rollback.
+--
+-- Keys of a queue, after the base `fb:{<queue>}:`
+--   j              HASH    job id -> `cost|band|tenant`, from enqueue to the terminal state
+--   q:<band>:<t>   LIST    waiting job ids of tenant t; in at the tail, out at the head
+--   o:<band>       ZSET    waiting job id -> when it came in (ms)
+--   a:<band>       ZSET    tenant -> virtual time; it has waiting jobs and isn't parked
+--   i:<band>       ZSET    tenant -> virtual time; idle or parked, as long as it is ahead of the clock
+--   s              HASH    per band `V:<band>` (virtual clock) and `lag:<band>` (tokens owed); `cursor`
+--   n, if          HASH    tenant -> waiting (queued + delayed) jobs; tenant -> running jobs
+--   t              ZSET    tenant -> waiting + running jobs
+--   park           SET     tenants at their cap
+--   l, lo          ZSET, HASH  leases: id -> deadline (ms); id -> `attempt|charged cost|owner`
+--   d, x           ZSET, SET   delayed: id -> due (ms); running jobs that shall be cancelled
+--   dead, bell     STREAM, LIST  dead letters; doorbell with at most one element
+-- and the list `<queue>`: one empty element per waiting job, for readers of LLEN.
+
+local call = redis.call
+
+local DEAD_LETTERS = 1000
+local EVENTS = 512
+
+local function now_ms()
+  local time = call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+local function base_of(queue)
+  return 'fb:{' .. queue .. '}:'
+end
+
+local function mirror_of(base)
+  return string.sub(base, 5, -3)
+end
+
+-- A tenant's own value, else the published default, else the one of the caller's settings.
+local function policy(name, tenant, default)
+  local values = call('HMGET', 'fb:policy:' .. name, tenant, '*')
+  return tonumber(values[1] or values[2] or default)
+end
+
+local function ring(base)
+  if call('EXISTS', base .. 'bell') == 0 then
+    call('RPUSH', base .. 'bell', '1')
+  end
+end
+
+-- Counts down a hash field and drops it at zero; returns what is left.
+local function count_down(key, field)
+  local left = call('HINCRBY', key, field, -1)
+  if left <= 0 then
+    call('HDEL', key, field)
+  end
+  return left
+end
+
+-- One job less for a tenant.
+local function count_out(base, tenant)
+  if call('ZINCRBY', base .. 't', -1, tenant) == '0' then
+    call('ZREM', base .. 't', tenant)
+  end
+end
+
+-- Remembers the virtual time of a tenant that leaves the race. Entries which the clock has passed
+-- mean nothing (a tenant comes back at max(own, clock)); each call removes two of them at most.
+local function remember(base, band, tenant, vtime, clock)
+  local key = base .. 'i:' .. band
+  call('ZADD', key, vtime, tenant)
+  local passed = call('ZRANGEBYSCORE', key, '-inf', clock, 'LIMIT', 0, 2)
+  if #passed > 0 then
+    call('ZREM', key, unpack(passed))
+  end
+end
+
+local function clock_of(base, band)
+  return tonumber(call('HGET', base .. 's', 'V:' .. band) or 0)
+end
+
+-- The tenant has waiting jobs in this band and may run them: it comes back at max(own, clock).
+local function join(base, band, tenant)
+  local at = clock_of(base, band)
+  local own = call('ZSCORE', base .. 'i:' .. band, tenant)
+  if own then
+    call('ZREM', base .. 'i:' .. band, tenant)
+    at = math.max(at, tonumber(own))
+  end
+  call('ZADD', base .. 'a:' .. band, at, tenant)
+end
+
+-- The tenant has no waiting job left in this band.
+local function leave(base, band, tenant)
+  local own = call('ZSCORE', base .. 'a:' .. band, tenant)
+  if own then
+    call('ZREM', base .. 'a:' .. band, tenant)
+    remember(base, band, tenant, own, clock_of(base, band))
+  end
+end
+
+-- The tenant has as many running jobs as it may have.
+local function park(base, tenant)
+  call('SADD', base .. 'park', tenant)
+  for _, band in ipairs(BANDS) do
+    leave(base, band, tenant)
+  end
+end
+
+-- Lets a parked tenant run again when it is below its cap.
+local function unpark(base, tenant, running, default_cap)
+  if call('SISMEMBER', base .. 'park', tenant) == 0
+      or running >= policy('cap', tenant, default_cap) then
+    return
+  end
+  call('SREM', base .. 'park', tenant)
+  for _, band in ipairs(BANDS) do
+    if call('EXISTS', base .. 'q:' .. band .. ':' .. tenant) == 1 then
+      join(base, band, tenant)
+      ring(base)
+    end
+  end
+end
+
+-- Puts an id into its tenant's list (push is RPUSH: tail, or LPUSH: head); returns the list's length.
+local function put(base, push, id, band, tenant, now)
+  local length = call(push, base .. 'q:' .. band .. ':' .. tenant, id)
+  call('ZADD', base .. 'o:' .. band, now, id)
+  call('RPUSH', mirror_of(base), '')
+  if call('SISMEMBER', base .. 'park', tenant) == 0 then
+    if length == 1 then
+      join(base, band, tenant)
+    end
+    ring(base)
+  end
+  return length
+end
+
+-- Corrects what a start was charged. A refund never reaches below the clock, so that it can't hold
+-- up tenants who came while the charge stood.
+local function settle(base, band, tenant, tokens, weight)
+  if tokens == 0 then
+    return
+  end
+  local key = base .. 'a:' .. band
+  local own = call('ZSCORE', key, tenant)
+  if not own then
+    key = base .. 'i:' .. band
+    own = call('ZSCORE', key, tenant)
+  end
+  local clock = clock_of(base, band)
+  if own then
+    own = tonumber(own)
+  elseif tokens > 0 then
+    own = clock
+  else
+    return
+  end
+  local to = own + tokens / weight
+  if tokens < 0 then
+    to = math.max(to, math.min(own, clock))
+  end
+  call('ZADD', key, to, tenant)
+end
+
+local function log_event(id, seq, kind, attempt)
+  local line = '{"seq":' .. seq .. ',"type":"job.' .. kind .. '","attempt":' .. attempt .. '}'
+  call('RPUSH', 'fb:job:' .. id .. ':events', line)
+  call('PUBLISH', 'fb:ev:' .. id, line)
+end
+
+-- What the scripts need of a record, or nil.
+local function read_job(id)
+  local raw = call('HMGET', 'fb:job:' .. id, 'status', 'tenant', 'band', 'model', 'cost', 'attempt',
+    'refunds', 'max_attempts', 'seq', 'result_ttl_s')
+  if not raw[1] then
+    return nil
+  end
+  return {
+    status = raw[1], tenant = raw[2], band = raw[3], model = raw[4],
+    cost = tonumber(raw[5]), attempt = tonumber(raw[6] or 0), refunds = tonumber(raw[7] or 0),
+    max_attempts = tonumber(raw[8]), seq = tonumber(raw[9]), ttl = tonumber(raw[10]),
+  }
+end
+
+-- The lease of an id as attempt, charged cost, owner; nil when it has none.
+local function read_lease(base, id)
+  local raw = call('HGET', base .. 'lo', id)
+  if not raw then
+    return nil
+  end
+  local attempt, charged, owner = string.match(raw, '^(%d+)|(%d+)|(.*)$')
+  return tonumber(attempt), tonumber(charged), owner
+end
+
+-- Ends the lease of a job; returns how many jobs its tenant still runs.
+local function unlease(base, id, tenant)
+  call('ZREM', base .. 'l', id)
+  call('HDEL', base .. 'lo', id)
+  call('SREM', base .. 'x', id)
+  return count_down(base .. 'if', tenant)
+end
+
+-- Takes a waiting job out of its list.
+local function unqueue(base, id, job)
+  call('LREM', base .. 'q:' .. job.band .. ':' .. job.tenant, 1, id)
+  call('ZREM', base .. 'o:' .. job.band, id)
+  call('LPOP', mirror_of(base))
+  if call('EXISTS', base .. 'q:' .. job.band .. ':' .. job.tenant) == 0 then
+    leave(base, job.band, job.tenant)
+  end
+end
+
+-- Makes a job terminal, once it is out of queue, delay and lease. `fields` are further fields and
+-- values of the record (output, error, usage).
+local function finish(base, id, job, status, now, fields)
+  local key = 'fb:job:' .. id
+  local seq = job.seq + 1
+  call('HDEL', base .. 'j', id)
+  count_out(base, job.tenant)
+  call('HSET', key, 'status', status, 'finished_ms', now, 'seq', seq, unpack(fields))
+  log_event(id, seq, status, job.attempt)
+  call('EXPIRE', key, job.ttl)
+  call('EXPIRE', key .. ':events', job.ttl)
+  call('EXPIRE', key .. ':text', job.ttl)
+end
+
+local function bury(base, id, job, now, code)
+  call('XADD', base .. 'dead', 'MAXLEN', '~', DEAD_LETTERS, '*',
+    'id', id, 'tenant', job.tenant, 'code', code, 'attempt', job.attempt, 'ms', now)
+end
+
+-- Ends an attempt that did not finish its job: back into the queue (after delay_ms), or cancelled
+-- when that was asked for, or failed when the attempts are used up. `refund`: the attempt did not
+-- count; the number itself is never used again, as it fences.
+local function give_back(base, id, job, charged, now, delay_ms, refund, weight, cap)
+  local cancel = call('SISMEMBER', base .. 'x', id) == 1
+  local running = unlease(base, id, job.tenant)
+  if refund then
+    job.refunds = job.refunds + 1
+    settle(base, job.band, job.tenant, -charged, weight)
+  end
+  unpark(base, job.tenant, running, cap)
+  if cancel then
+    finish(base, id, job, 'cancelled', now, {})
+  elseif job.attempt - job.refunds >= job.max_attempts then
+    finish(base, id, job, 'failed', now, {'error',
+      '{"code":"max_attempts","message":"The job was started ' .. job.attempt
+      .. ' times and its worker was lost each time."}'})
+    bury(base, id, job, now, 'max_attempts')
+  else
+    call('HINCRBY', base .. 'n', job.tenant, 1)
+    call('HSET', 'fb:job:' .. id, 'status', 'queued', 'seq', job.seq + 1,
+      'refunds', job.refunds, 'released', job.attempt)
+    log_event(id, job.seq + 1, 'requeued', job.attempt)
+    if delay_ms > 0 then
+      call('ZADD', base .. 'd', now + delay_ms, id)
+    else
+      put(base, 'LPUSH', id, job.band, job.tenant, now)
+    end
+  end
+end
+
+-- Drops a job whose record was deleted from outside.
+local function forget(base, id)
+  local tenant = string.match(call('HGET', base .. 'j', id) or '', '^%d+|%a+|(.*)$')
+  if tenant then
+    if read_lease(base, id) then
+      unlease(base, id, tenant)
+    else
+      count_down(base .. 'n', tenant)
+    end
+    call('HDEL', base .. 'j', id)
+    count_out(base, tenant)
+  else
+    call('ZREM', base .. 'l', id)
+    call('HDEL', base .. 'lo', id)
+  end
+end
+
+-- Takes back leases that have run out; at most `limit`. Returns how many.
+local function reclaim(base, now, limit, cap)
+  local ids = call('ZRANGEBYSCORE', base .. 'l', '-inf', now, 'LIMIT', 0, limit)
+  for _, id in ipairs(ids) do
+    local job = read_job(id)
+    if job then
+      give_back(base, id, job, 0, now, 0, false, 1, cap)
+    else
+      forget(base, id)
+    end
+  end
+  return #ids
+end
+
+-- Puts delayed jobs that are due into their queues; at most `limit`.
+local function promote(base, now, limit)
+  local ids = call('ZRANGEBYSCORE', base .. 'd', '-inf', now, 'LIMIT', 0, limit)
+  for _, id in ipairs(ids) do
+    call('ZREM', base .. 'd', id)
+    local job = read_job(id)
+    if job then
+      put(base, 'RPUSH', id, job.band, job.tenant, now)
+    else
+      forget(base, id)
+    end
+  end
+end

@@ -1,0 +1,155 @@
+#!lua flags=allow-oom
+-- Leases jobs to a worker in fair order (broker/fairness.py is the specification).
+-- KEYS[1] base `fb:{<queue>}:`
+-- ARGV[1] owner  [2] lease (ms)  [3] most jobs  [4] default weight  [5] default cap
+-- Returns a flat list of id, record (a flat list of fields and values), id, record, …
+
+local base, owner = KEYS[1], ARGV[1]
+local lease_ms, wanted = tonumber(ARGV[2]), tonumber(ARGV[3])
+-- Most expired leases, due delays and parkings one claim sees to; the rest is left to the next one.
+local RECLAIMS, PROMOTIONS, PARKINGS = 16, 32, 32
+
+if not (lease_ms and wanted and tonumber(ARGV[4]) and tonumber(ARGV[5])) then
+  return redis.error_reply('ERR bad lease or limit')
+end
+
+local now = now_ms()
+reclaim(base, now, RECLAIMS, ARGV[5])
+promote(base, now, PROMOTIONS)
+
+local clock, lag, head = {}, {}, {}
+local state = call('HMGET', base .. 's', unpack(STATE))
+for b = 1, #BANDS do
+  clock[b] = tonumber(state[b] or 0)
+  lag[b] = tonumber(state[#BANDS + b] or 0)
+end
+
+local function look(b)
+  local first = call('ZRANGE', base .. 'a:' .. BANDS[b], 0, 0, 'WITHSCORES')
+  head[b] = first[1] and first or nil
+  if not head[b] then
+    lag[b] = 0
+  end
+end
+
+local function head_cost(b)
+  local id = call('LINDEX', base .. 'q:' .. BANDS[b] .. ':' .. head[b][1], 0)
+  return tonumber(string.match(call('HGET', base .. 'j', id) or '1|', '^(%d+)|'))
+end
+
+-- The highest band with work, unless a lower one is owed its next job; most owed per share first.
+local function choose()
+  local chosen, most = nil, 0
+  for b = 1, #BANDS do
+    if head[b] then
+      if not chosen then
+        chosen = b
+      elseif lag[b] / SHARE[BANDS[b]] > most and lag[b] >= head_cost(b) then
+        chosen, most = b, lag[b] / SHARE[BANDS[b]]
+      end
+    end
+  end
+  return chosen
+end
+
+local claims, popped, parkings = {}, 0, 0
+for b = 1, #BANDS do
+  look(b)
+end
+
+while wanted > 0 and parkings < PARKINGS do
+  local b = choose()
+  if not b then
+    break
+  end
+  local band, tenant, vtime = BANDS[b], head[b][1], tonumber(head[b][2])
+  local cap = policy('cap', tenant, ARGV[5])
+  local running = tonumber(call('HGET', base .. 'if', tenant) or 0)
+  if running >= cap then
+    parkings = parkings + 1
+    park(base, tenant)
+    for each = 1, #BANDS do
+      look(each)
+    end
+  else
+    local list = base .. 'q:' .. band .. ':' .. tenant
+    local id = call('LPOP', list)
+    local raw = call('HGETALL', 'fb:job:' .. id)
+    local at = {}
+    for k = 1, #raw, 2 do
+      at[raw[k]] = k + 1
+    end
+    clock[b] = math.max(clock[b], vtime)
+    if at.cost then
+      local cost = tonumber(raw[at.cost])
+      local total = 0
+      for each = 1, #BANDS do
+        total = total + (head[each] and SHARE[BANDS[each]] or 0)
+      end
+      for each = 1, #BANDS do
+        if head[each] then
+          lag[each] = lag[each] + cost * SHARE[BANDS[each]] / total
+        end
+      end
+      lag[b] = lag[b] - cost
+      vtime = vtime + cost / policy('weight', tenant, ARGV[4])
+
+      local attempt = (at.attempt and tonumber(raw[at.attempt]) or 0) + 1
+      local seq = tonumber(raw[at.seq]) + 1
+      local changed = {'status', 'in_progress', 'started_ms', now, 'attempt', attempt, 'seq', seq}
+      call('HSET', 'fb:job:' .. id, unpack(changed))
+      for k = 1, #changed, 2 do
+        local place = at[changed[k]]
+        if place then
+          raw[place] = tostring(changed[k + 1])
+        else
+          raw[#raw + 1] = changed[k]
+          raw[#raw + 1] = tostring(changed[k + 1])
+        end
+      end
+      call('ZADD', base .. 'l', now + lease_ms, id)
+      call('HSET', base .. 'lo', id, attempt .. '|' .. cost .. '|' .. owner)
+      count_down(base .. 'n', tenant)
+      running = call('HINCRBY', base .. 'if', tenant, 1)
+      if attempt > 1 then
+        call('DEL', 'fb:job:' .. id .. ':text')
+      end
+      log_event(id, seq, 'in_progress', attempt)
+      claims[#claims + 1] = id
+      claims[#claims + 1] = raw
+      wanted = wanted - 1
+    else
+      forget(base, id)
+    end
+    call('ZREM', base .. 'o:' .. band, id)
+    popped = popped + 1
+    if call('EXISTS', list) == 1 then
+      call('ZADD', base .. 'a:' .. band, vtime, tenant)
+    else
+      call('ZREM', base .. 'a:' .. band, tenant)
+      remember(base, band, tenant, vtime, clock[b])
+    end
+    if running >= cap then
+      park(base, tenant)
+      for each = 1, #BANDS do
+        look(each)
+      end
+    else
+      look(b)
+    end
+  end
+end
+
+if popped > 0 then
+  call('LPOP', mirror_of(base), popped)
+  local values = {}
+  for b = 1, #BANDS do
+    values[4 * b - 3], values[4 * b - 2] = STATE[b], clock[b]
+    values[4 * b - 1], values[4 * b] = STATE[#BANDS + b], lag[b]
+  end
+  call('HSET', base .. 's', unpack(values))
+end
+if head[1] or head[2] or head[3] then
+  ring(base)
+end
+return claims

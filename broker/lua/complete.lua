@@ -1,0 +1,32 @@
+#!lua flags=allow-oom
+-- Makes a running job terminal; fenced by the attempt.
+-- KEYS[1] base `fb:{<queue>}:`
+-- ARGV[1] job id  [2] attempt  [3] status: completed | failed | cancelled  [4] tokens really taken
+-- ARGV[5] default weight  [6] default cap  [7] code of a dead letter, or empty
+-- ARGV[8…] further fields and values of the record (output, error, usage)
+-- Returns 1 done, or done before by this very attempt | 0 stale, nothing changed.
+
+local base, id, attempt, status = KEYS[1], ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local taken = tonumber(ARGV[4])
+if not (attempt and taken and (status == 'completed' or status == 'failed'
+    or status == 'cancelled')) then
+  return redis.error_reply('ERR bad attempt, status or tokens')
+end
+local leased, charged = read_lease(base, id)
+local job = read_job(id)
+if not job or leased ~= attempt then
+  if job and tonumber(call('HGET', 'fb:job:' .. id, 'ended') or 0) == attempt then
+    return 1
+  end
+  return 0
+end
+
+local now = now_ms()
+local running = unlease(base, id, job.tenant)
+settle(base, job.band, job.tenant, taken - charged, policy('weight', job.tenant, ARGV[5]))
+unpark(base, job.tenant, running, ARGV[6])
+finish(base, id, job, status, now, {'ended', attempt, unpack(ARGV, 8)})
+if ARGV[7] ~= '' then
+  bury(base, id, job, now, ARGV[7])
+end
+return 1

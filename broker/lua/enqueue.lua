@@ -1,0 +1,62 @@
+#!lua
+-- Puts a job in.
+-- KEYS[1] base `fb:{<queue>}:`
+-- ARGV[1] job id  [2] tenant  [3] band  [4] cost (tokens)  [5] delay (ms)
+-- ARGV[6] default bound of the tenant's waiting jobs  [7] bound of the queue's waiting jobs
+-- ARGV[8…] further fields and values of the record
+-- Returns {0, position in the tenant's list} | {1, position}: this id exists | {2, bound}: the
+-- tenant's bound | {3, bound}: the queue's bound.
+-- The event `job.queued` (seq 1) isn't written: it is told by the record alone.
+
+local base, id, tenant, band = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
+local cost, delay = tonumber(ARGV[4]), tonumber(ARGV[5])
+local record = 'fb:job:' .. id
+local list = base .. 'q:' .. band .. ':' .. tenant
+-- Ids in a tenant's index are dropped after 8 days, or when their record is gone.
+local RETENTION_MS = 691200000
+
+if not (SHARE[band] and cost and cost >= 1 and delay and delay >= 0) then
+  return redis.error_reply('ERR bad band, cost or delay')
+end
+if call('EXISTS', record) == 1 then
+  return {1, call('LLEN', list)}
+end
+local bound = policy('max_queued', tenant, ARGV[6])
+if tonumber(call('HGET', base .. 'n', tenant) or 0) >= bound then
+  return {2, bound}
+end
+local known = call('HLEN', base .. 'j')
+if known - call('ZCARD', base .. 'l') >= tonumber(ARGV[7]) then
+  return {3, tonumber(ARGV[7])}
+end
+
+local now = now_ms()
+call('HSET', record, 'status', 'queued', 'tenant', tenant, 'band', band, 'cost', ARGV[4],
+  'created_ms', now, 'seq', 1, unpack(ARGV, 8))
+if known == 0 then
+  call('SADD', 'fb:queues', mirror_of(base))
+end
+call('HSET', base .. 'j', id, ARGV[4] .. '|' .. band .. '|' .. tenant)
+call('HINCRBY', base .. 'n', tenant, 1)
+call('ZINCRBY', base .. 't', 1, tenant)
+
+local index = 'fb:tenant:' .. tenant .. ':jobs'
+call('ZADD', index, now, id)
+if now % 8 == 0 then
+  for _, old in ipairs(call('ZRANGE', index, 0, 15)) do
+    if call('EXISTS', 'fb:job:' .. old) == 0 then
+      call('ZREM', index, old)
+    end
+  end
+  local old = call('ZRANGEBYSCORE', index, '-inf', now - RETENTION_MS, 'LIMIT', 0, 16)
+  if #old > 0 then
+    call('ZREM', index, unpack(old))
+  end
+  call('PEXPIRE', index, RETENTION_MS)
+end
+
+if delay > 0 then
+  call('ZADD', base .. 'd', now + delay, id)
+  return {0, call('LLEN', list)}
+end
+return {0, put(base, 'RPUSH', id, band, tenant, now) - 1}

@@ -1,0 +1,66 @@
+"""The Lua library: one script per verb of the queue, each with the shared prelude in front.
+
+Scripts run by EVALSHA; a server that doesn't know one (a restart, SCRIPT FLUSH) gets the source by
+EVAL, which also caches it. A script names its flags in its first line (`#!lua flags=…`): enqueue
+and emit are refused as a whole when Redis is out of memory, everything that ends a job is not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from importlib import resources
+
+from broker.jobs import BAND_SHARES, BANDS
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    name: str
+    source: bytes
+    #: Hexadecimal SHA-1 of the source, as EVALSHA wants it.
+    sha: bytes
+
+
+def _constants() -> str:
+    names = ", ".join(f"'{band}'" for band in BANDS)
+    shares = ", ".join(f"{band} = {share!r}" for band, share in BAND_SHARES.items())
+    state = ", ".join(f"'{part}:{band}'" for part in ("V", "lag") for band in BANDS)
+    return f"local BANDS = {{{names}}}\nlocal SHARE = {{{shares}}}\nlocal STATE = {{{state}}}\n"
+
+
+def _load(name: str) -> Script:
+    folder = resources.files("broker") / "lua"
+    prelude = (folder / "_prelude.lua").read_text(encoding="utf-8")
+    flags, _, verb = (folder / f"{name}.lua").read_text(encoding="utf-8").partition("\n")
+    source = f"{flags}\n{_constants()}{prelude}{verb}".encode()
+    return Script(name, source, hashlib.sha1(source, usedforsecurity=False).hexdigest().encode())
+
+
+ENQUEUE = _load("enqueue")
+CLAIM = _load("claim")
+RENEW = _load("renew")
+COMPLETE = _load("complete")
+REQUEUE = _load("requeue")
+RELEASE_OWNER = _load("release_owner")
+CANCEL = _load("cancel")
+EMIT = _load("emit")
+SWEEP = _load("sweep")
+SET_POLICY = _load("set_policy")
+STATS = _load("stats")
+LIST_JOBS = _load("list_jobs")
+
+ALL: tuple[Script, ...] = (
+    ENQUEUE,
+    CLAIM,
+    RENEW,
+    COMPLETE,
+    REQUEUE,
+    RELEASE_OWNER,
+    CANCEL,
+    EMIT,
+    SWEEP,
+    SET_POLICY,
+    STATS,
+    LIST_JOBS,
+)
