@@ -18,7 +18,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, TypeVar
 
 import redis.asyncio
-from sqlalchemy import Engine
 
 from api.accounts.database import make_engine
 from api.accounts.errors import AccountsError
@@ -58,15 +57,15 @@ class Directory:
 
     def __init__(
         self,
-        engine: Engine,
+        store: AccountStore,
         *,
         client: redis.asyncio.Redis | None,
         refresh_s: float,
         policies: PolicyMirror | None = None,
     ) -> None:
-        """Without `client` changes are seen through the counter alone; both it and `engine` stay
-        the caller's to close."""
-        self._store = AccountStore(engine)
+        """Without `client` changes are seen through the counter alone; it stays the caller's to
+        close."""
+        self._store = store
         self._redis = client
         self._refresh_s = refresh_s
         self._policies = policies
@@ -228,7 +227,7 @@ async def open_directory(
     """
     engine = make_engine(settings.database)
     directory = Directory(
-        engine,
+        AccountStore(engine),
         client=client,
         refresh_s=settings.auth.refresh_s,
         policies=PolicyMirror(client, set_policy) if set_policy is not None else None,
