@@ -34,6 +34,16 @@ class Secrets:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdminKey:
+    """The key `forebay up` made for its owner."""
+
+    id: str
+    secret: str
+    #: Digest under the pepper it was made with; another pepper makes the key worthless.
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunFile:
     """What a running `forebay up` tells other commands."""
 
@@ -58,7 +68,7 @@ class DataDir:
         self.accounts = self.root / "accounts.db"
         self.catalogue = self.root / "models.toml"
         self._secrets = self.root / "secrets.json"
-        self._admin_key = self.root / "admin_key"
+        self._admin_key = self.root / "admin_key.json"
         self._run = self.root / "run.json"
         self._lock = self.root / "lock"
 
@@ -99,14 +109,11 @@ class DataDir:
         raw = _read_json(self._secrets)
         return _build(Secrets, raw)
 
-    def admin_key(self) -> str | None:
-        try:
-            return self._admin_key.read_text().strip() or None
-        except OSError:
-            return None
+    def admin_key(self) -> AdminKey | None:
+        return _build(AdminKey, _read_json(self._admin_key))
 
-    def keep_admin_key(self, key: str) -> None:
-        _write_private(self._admin_key, key + "\n")
+    def keep_admin_key(self, key: AdminKey) -> None:
+        _write_private(self._admin_key, json.dumps(asdict(key)))
 
     def write_run(self, run: RunFile) -> None:
         _write_private(self._run, json.dumps(asdict(run), indent=1) + "\n")
