@@ -41,7 +41,7 @@ class Sampling:
 
     @property
     def greedy(self) -> bool:
-        return self.temperature == 0 or self.top_k == 1
+        return self.temperature == 0 or self.top_k == 1 or self.top_p == 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -132,7 +132,7 @@ class WorkerProcess:
                 capacity=engine.capacity,
                 load_s=round(time.monotonic() - begun, 2),
             )
-            self._consume(engine, registry)
+            self._consume()
         finally:
             publisher.stop()
             registry.stop()
@@ -141,29 +141,24 @@ class WorkerProcess:
         log.info("worker_stopped", model=spec.name)
         return 1 if self._dead else 0
 
-    def _consume(self, engine: Engine, registry: LeaseRegistry) -> None:
-        """Hand over to Celery until it is told to stop."""
-        from celery.signals import setup_logging, worker_shutting_down
+    def _consume(self) -> None:
+        """Hand over to Celery until it is told to stop; it drains the registry by itself."""
+        from celery.signals import setup_logging
 
         def keep_our_logging(**_: object) -> None:
             """Connected so that Celery leaves the logging of this process alone."""
 
-        def drain(**_: object) -> None:
-            registry.drain()
-
         setup_logging.connect(keep_our_logging, weak=False)
-        worker_shutting_down.connect(drain, weak=False)
         app = make_app(self._settings, model_queues=[self._spec.name])
         app.set_current()
         worker = app.Worker(
             hostname=f"{self._name}@{self._hostname}",
-            pool="workers.pool:EnginePool",
-            concurrency=engine.capacity,
+            concurrency=self._engine.capacity if self._engine else 1,
             queues=[self._spec.name],
             task_events=self._settings.worker.task_events,
             without_gossip=True,
             without_mingle=True,
-            loglevel=self._settings.log.level.upper(),
+            quiet=True,
         )
         worker.start()
 

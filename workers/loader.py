@@ -81,4 +81,4 @@ def load_model(
         local_files_only=True,
         attn_implementation="sdpa",
     )
-    return model.to(where).eval()  # type: ignore[arg-type]
+    return model.to(where).eval()

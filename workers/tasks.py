@@ -15,7 +15,7 @@ def install(runner: Runner) -> None:
     _runner = runner
 
 
-@shared_task(name="forebay.run_job", ignore_result=True, acks_late=True)
+@shared_task(name="forebay.run_job")  # type: ignore[untyped-decorator]
 def run_job(job_id: str) -> None:
     """Run a job whose lease this process holds; everything about it is in the lease's record."""
     if _runner is None:
