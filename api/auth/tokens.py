@@ -117,6 +117,10 @@ def _claims(payload: dict[str, Any]) -> Claims:
         value = payload[name]
         if not isinstance(value, str) or not _ID.fullmatch(value):
             raise AuthenticationError(Reason.TOKEN_CLAIMS)
+    for name in ("exp", "iat"):
+        # The library also takes numbers written as text, and booleans.
+        if isinstance(payload[name], bool) or not isinstance(payload[name], int | float):
+            raise AuthenticationError(Reason.TOKEN_CLAIMS)
     scope = payload.get("scope", "")
     if not payload["sub"] or not isinstance(scope, str):
         raise AuthenticationError(Reason.TOKEN_CLAIMS)
