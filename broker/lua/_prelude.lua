@@ -90,12 +90,16 @@ local function join(base, band, tenant)
   call('ZADD', base .. 'a:' .. band, at, tenant)
 end
 
--- The tenant has no waiting job left in this band.
+-- The tenant has no waiting job left in this band, or is at its cap. A band that nobody races in is
+-- owed nothing.
 local function leave(base, band, tenant)
   local own = call('ZSCORE', base .. 'a:' .. band, tenant)
   if own then
     call('ZREM', base .. 'a:' .. band, tenant)
     remember(base, band, tenant, own, clock_of(base, band))
+    if call('EXISTS', base .. 'a:' .. band) == 0 then
+      call('HSET', base .. 's', 'lag:' .. band, 0)
+    end
   end
 end
 

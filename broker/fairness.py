@@ -1,0 +1,104 @@
+"""Who runs next: the specification, in plain Python, of what `lua/claim.lua` does in Redis.
+
+Two choices are made for each start.
+
+*Band.* The highest band with work goes first, but each band owns a share of the tokens. Whenever
+c tokens start, every backlogged band is owed its part of them (its share over the shares of all
+backlogged bands), and the band that was served has c paid off. A lower band goes before the
+highest one as soon as it is owed what its next job costs; a band without work is owed nothing.
+
+*Tenant.* Start-time fair queueing (Goyal, Vin, Cheng, 1996): each tenant of a band has a virtual
+time which a start moves on by cost / weight, and the least virtual time goes first. The band's
+clock is the virtual time at which the latest start was made. A tenant that comes back after being
+idle or at its cap starts at the clock, unless its own time is still ahead: idling saves up nothing.
+
+Costs are estimates; `settle` corrects them when the real ones are known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from broker.jobs import BAND_SHARES, BANDS, Band
+
+
+@dataclass(slots=True)
+class BandState:
+    #: Tenant -> virtual time; it has waiting jobs and may run them.
+    active: dict[str, float] = field(default_factory=dict)
+    #: Tenant -> virtual time of those out of the race, as long as it is ahead of the clock.
+    idle: dict[str, float] = field(default_factory=dict)
+    clock: float = 0.0
+    #: Tokens owed to the band.
+    lag: float = 0.0
+
+    def first(self) -> str:
+        """The tenant with the least virtual time; ties go by the bytes of the name."""
+        return min(self.active, key=lambda tenant: (self.active[tenant], tenant.encode()))
+
+
+class FairShare:
+    """The race of all tenants of one model queue. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self.bands: dict[Band, BandState] = {band: BandState() for band in BANDS}
+
+    def join(self, band: Band, tenant: str) -> None:
+        """The tenant has waiting jobs in this band and is below its cap."""
+        state = self.bands[band]
+        state.active[tenant] = max(state.clock, state.idle.pop(tenant, state.clock))
+
+    def leave(self, band: Band, tenant: str) -> None:
+        """The tenant has no waiting job left in this band, or is at its cap."""
+        state = self.bands[band]
+        own = state.active.pop(tenant, None)
+        if own is None:
+            return
+        if own > state.clock:
+            state.idle[tenant] = own
+        if not state.active:
+            state.lag = 0.0
+
+    def choose(self, head_cost: Callable[[Band, str], int]) -> tuple[Band, str] | None:
+        """Band and tenant of the next start; None when nobody may run.
+
+        `head_cost` tells the cost of the oldest waiting job of a tenant in a band.
+        """
+        chosen: Band | None = None
+        most = 0.0
+        for band in BANDS:
+            state = self.bands[band]
+            if not state.active:
+                continue
+            owed = state.lag / BAND_SHARES[band]
+            if chosen is None:
+                chosen = band
+            elif owed > most and state.lag >= head_cost(band, state.first()):
+                chosen, most = band, owed
+        return (chosen, self.bands[chosen].first()) if chosen else None
+
+    def start(self, band: Band, tenant: str, cost: int, weight: float) -> None:
+        """Charge a start to an active tenant and to its band."""
+        backlogged = [(each, state) for each, state in self.bands.items() if state.active]
+        shares = sum(BAND_SHARES[each] for each, _ in backlogged)
+        for each, state in backlogged:
+            state.lag += cost * BAND_SHARES[each] / shares
+        state = self.bands[band]
+        state.lag -= cost
+        state.clock = max(state.clock, state.active[tenant])
+        state.active[tenant] += cost / weight
+
+    def settle(self, band: Band, tenant: str, tokens: int, weight: float) -> None:
+        """Correct what a start was charged: `tokens` is really taken minus estimated.
+
+        A refund never reaches below the clock: the charge may have let others in first, and they
+        must not be held up by giving it back.
+        """
+        state = self.bands[band]
+        times = state.active if tenant in state.active else state.idle
+        if tokens == 0 or (tokens < 0 and tenant not in times):
+            return
+        own = times.get(tenant, state.clock)
+        to = own + tokens / weight
+        times[tenant] = max(to, min(own, state.clock)) if tokens < 0 else to

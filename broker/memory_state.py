@@ -1,0 +1,111 @@
+"""What `MemoryQueue` keeps: job records, leases, and one model queue's lists and race."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from dataclasses import dataclass, field
+
+from broker.fairness import FairShare
+from broker.jobs import BANDS, Band, Event, Job, NewJob, Status, Usage
+
+#: Events kept per job.
+_EVENTS = 512
+
+
+@dataclass(slots=True)
+class Record:
+    job: Job
+    refunds: int = 0
+    #: Attempts that were given back, and completed, by their worker.
+    released: int = 0
+    ended: int = 0
+    log: deque[Event] = field(default_factory=lambda: deque(maxlen=_EVENTS))
+    text: str = ""
+    expires_ms: int | None = None
+
+
+@dataclass(slots=True)
+class Lease:
+    attempt: int
+    charged: int
+    owner: str
+    deadline_ms: int
+    cancel: bool = False
+
+
+class ModelQueue:
+    """What Redis keeps under `fb:{<queue>}:`."""
+
+    def __init__(self) -> None:
+        self.fair = FairShare()
+        self.lists: dict[tuple[Band, str], deque[str]] = defaultdict(deque)
+        #: Waiting job id -> when it came in, per band.
+        self.since: dict[Band, dict[str, int]] = {band: {} for band in BANDS}
+        self.waiting: dict[str, int] = defaultdict(int)
+        self.running: dict[str, int] = defaultdict(int)
+        self.parked: set[str] = set()
+        self.leases: dict[str, Lease] = {}
+        #: Job id -> when it is due.
+        self.delayed: dict[str, int] = {}
+        self.dead: deque[str] = deque(maxlen=1000)
+
+    def put(self, job: Job, now: int, *, head: bool) -> int:
+        waiting = self.lists[job.band, job.tenant]
+        if head:
+            waiting.appendleft(job.id)
+        else:
+            waiting.append(job.id)
+        self.since[job.band][job.id] = now
+        if len(waiting) == 1 and job.tenant not in self.parked:
+            self.fair.join(job.band, job.tenant)
+        return len(waiting)
+
+    def take(self, job: Job) -> None:
+        """Take a waiting job out of its list."""
+        waiting = self.lists[job.band, job.tenant]
+        waiting.remove(job.id)
+        del self.since[job.band][job.id]
+        if not waiting:
+            del self.lists[job.band, job.tenant]
+            self.fair.leave(job.band, job.tenant)
+
+    def park(self, tenant: str) -> None:
+        self.parked.add(tenant)
+        for band in BANDS:
+            self.fair.leave(band, tenant)
+
+    def unpark(self, tenant: str, cap: int) -> None:
+        if tenant in self.parked and self.running[tenant] < cap:
+            self.parked.remove(tenant)
+            for band in BANDS:
+                if (band, tenant) in self.lists:
+                    self.fair.join(band, tenant)
+
+
+def new_record(new: NewJob, now: int) -> Record:
+    """The record of a job that was just put in."""
+    job = Job(
+        id=new.id,
+        tenant=new.tenant,
+        key_id=new.key_id,
+        model=new.model,
+        endpoint=new.endpoint,
+        band=new.band,
+        status=Status.QUEUED,
+        cost=new.cost,
+        body=new.body,
+        metadata=new.metadata,
+        stream=new.stream,
+        attempt=0,
+        max_attempts=new.max_attempts,
+        created_ms=now,
+        started_ms=0,
+        finished_ms=0,
+        result_ttl_s=new.result_ttl_s,
+        request_id=new.request_id,
+        seq=1,
+        output=None,
+        error=None,
+        usage=Usage(),
+    )
+    return Record(job)
