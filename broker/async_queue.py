@@ -24,7 +24,8 @@ class AsyncRedisQueue:
     """`JobQueue` as coroutines; the same promises as `RedisQueue`."""
 
     def __init__(self, client: redis.asyncio.Redis, settings: QueueSettings) -> None:
-        self._pool = client.connection_pool
+        # Untyped in redis-py.
+        self._pool: Any = client.connection_pool
         self._calls = Calls(settings)
 
     async def _run(self, call: Call[T]) -> T:

@@ -129,7 +129,7 @@ class Calls:
         return Call((("HGETALL", keys.job(job_id)),), decode)
 
     def cancel(self, job_id: str, tenant: str | None) -> Call[CancelResult]:
-        def decode(reply: Any, _: bool) -> CancelResult:
+        def decode(reply: int, _: bool) -> CancelResult:
             if reply < 0:
                 raise JobNotFoundError(job_id)
             return _CANCEL_RESULTS[reply]

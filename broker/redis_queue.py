@@ -31,7 +31,8 @@ class RedisQueue:
     """
 
     def __init__(self, client: redis.Redis, settings: QueueSettings) -> None:
-        self._pool = client.connection_pool
+        # Untyped in redis-py.
+        self._pool: Any = client.connection_pool
         self._calls = Calls(settings)
 
     def _run(self, call: Call[T]) -> T:

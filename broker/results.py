@@ -1,0 +1,307 @@
+"""Events of jobs as they happen, for everything in one event loop that waits for some job.
+
+Pub/sub loses what is published while nobody listens, so a waiter subscribes first and reads the
+job's record or log then. A `Resync` says that something may have been missed: read them again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Final
+
+import redis.asyncio
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import RedisError
+
+from broker import keys
+from broker.calls import Arg, decode_event, pack
+from broker.errors import BrokerUnavailableError
+from broker.jobs import Event
+from broker.memory import MemoryQueue
+from config.logs import get_logger
+
+log = get_logger(__name__)
+
+#: Events a slow reader may leave unread before they are dropped for a `Resync`.
+QUEUE_EVENTS = 256
+#: Longest wait for Redis to confirm a subscription.
+CONFIRM_TIMEOUT_S = 5.0
+#: A silent connection is probed after this long, and given up after twice as long.
+PING_INTERVAL_S = 5.0
+#: Pause before the first attempt to connect again; doubles up to the second value.
+BACKOFF_S = (0.05, 2.0)
+
+
+class Resync:
+    """Events may have been missed."""
+
+    def __repr__(self) -> str:
+        return "RESYNC"
+
+
+RESYNC: Final = Resync()
+
+
+class Subscription:
+    """Events of one job from now on; an async context manager.
+
+    Entering it returns once nothing published from then on can be missed; it raises
+    `BrokerUnavailableError` when Redis does not confirm in time.
+    """
+
+    def __init__(self, hub: EventHub | MemoryHub, job_id: str) -> None:
+        self.job_id = job_id
+        self._hub = hub
+        self._items: deque[Event | Resync] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def __aenter__(self) -> Subscription:
+        await self._hub.attach(self)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._hub.detach(self)
+
+    async def next(self, timeout_s: float | None = None) -> Event | Resync | None:
+        """The next event; None when none came in time. For one reader at a time."""
+        if not self._items:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._waiter
+            except TimeoutError:
+                return None
+            finally:
+                self._waiter = None
+        return self._items.popleft()
+
+    def put(self, item: Event | Resync) -> None:
+        """For the hub: hand over an event."""
+        if self._items and self._items[-1] is RESYNC:
+            return
+        if item is RESYNC or len(self._items) >= QUEUE_EVENTS:
+            self._items.clear()
+            item = RESYNC
+        self._items.append(item)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class _Channel:
+    """A channel that somebody here listens to."""
+
+    def __init__(self) -> None:
+        self.readers: set[Subscription] = set()
+        #: Done when the subscription stands; a new one after each loss of the connection.
+        self.confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        #: It stood before the connection was lost.
+        self.lost = False
+
+
+class EventHub:
+    """One pub/sub connection for all subscriptions of an event loop.
+
+    It connects by itself and keeps trying; after a loss each reader gets a `Resync` as soon as its
+    channel is subscribed again.
+    """
+
+    def __init__(self, client: redis.asyncio.Redis) -> None:
+        # Untyped in redis-py.
+        self._pool: Any = client.connection_pool
+        self._channels: dict[bytes, _Channel] = {}
+        #: SUBSCRIBEs sent and not confirmed, per channel. A channel stands when none is left.
+        self._unconfirmed: dict[bytes, int] = {}
+        self._outbox: list[tuple[Arg, ...]] = []
+        self._wake = asyncio.Event()
+        self._heard = 0.0
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to connect; returns at once."""
+        self._task = asyncio.create_task(self._run(), name="event-hub")
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+    def subscribe(self, job_id: str) -> Subscription:
+        """To be entered with `async with`."""
+        return Subscription(self, job_id)
+
+    async def attach(self, subscription: Subscription) -> None:
+        name = keys.channel(subscription.job_id).encode()
+        channel = self._channels.get(name)
+        if channel is None:
+            channel = self._channels[name] = _Channel()
+            self._say("SUBSCRIBE", name)
+        channel.readers.add(subscription)
+        try:
+            async with asyncio.timeout(CONFIRM_TIMEOUT_S):
+                while not channel.confirmed.done():
+                    await asyncio.shield(channel.confirmed)
+        except TimeoutError:
+            self.detach(subscription)
+            raise BrokerUnavailableError("Redis did not confirm a subscription in time") from None
+        except BaseException:
+            self.detach(subscription)
+            raise
+
+    def detach(self, subscription: Subscription) -> None:
+        name = keys.channel(subscription.job_id).encode()
+        channel = self._channels.get(name)
+        if channel is None:
+            return
+        channel.readers.discard(subscription)
+        if not channel.readers:
+            del self._channels[name]
+            self._say("UNSUBSCRIBE", name)
+
+    def _say(self, verb: str, name: bytes) -> None:
+        """Send a command with the next write; nothing while there is no connection."""
+        if verb == "SUBSCRIBE":
+            self._unconfirmed[name] = self._unconfirmed.get(name, 0) + 1
+        self._outbox.append((verb, name))
+        self._wake.set()
+
+    async def _run(self) -> None:
+        pause = BACKOFF_S[0]
+        while True:
+            connection = self._pool.make_connection()
+            try:
+                await connection.connect()
+                pause = BACKOFF_S[0]
+                self._subscribe_again()
+                await self._serve(connection)
+            except* (RedisError, OSError) as group:
+                log.warning("event_hub_disconnected", error=str(group.exceptions[0]))
+            finally:
+                await connection.disconnect(nowait=True)
+            self._lose()
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311
+            pause = min(pause * 2, BACKOFF_S[1])
+
+    async def _serve(self, connection: AbstractConnection) -> None:
+        """Write and read until the connection breaks."""
+        self._heard = asyncio.get_running_loop().time()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._write(connection))
+            group.create_task(self._read(connection))
+            group.create_task(self._probe())
+
+    async def _write(self, connection: AbstractConnection) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            commands, self._outbox = self._outbox, []
+            await connection.send_packed_command(pack(commands), check_health=False)
+
+    async def _read(self, connection: AbstractConnection) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            reply = await connection.read_response(timeout=math.inf)
+            self._heard = loop.time()
+            if reply[0] == b"message":
+                self._deliver(reply[1], reply[2])
+            elif reply[0] == b"subscribe":
+                self._confirm(reply[1])
+
+    async def _probe(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(PING_INTERVAL_S)
+            silent = loop.time() - self._heard
+            if silent > 2 * PING_INTERVAL_S:
+                raise TimeoutError("silent connection")
+            if silent >= PING_INTERVAL_S:
+                self._outbox.append(("PING",))
+                self._wake.set()
+
+    def _deliver(self, name: bytes, payload: bytes) -> None:
+        channel = self._channels.get(name)
+        if channel is None:
+            return
+        try:
+            event = decode_event(payload)
+        except (ValueError, KeyError, TypeError):
+            log.warning("event_not_understood", channel=name.decode(errors="replace"))
+            return
+        for reader in channel.readers:
+            reader.put(event)
+
+    def _confirm(self, name: bytes) -> None:
+        left = self._unconfirmed.get(name, 1) - 1
+        if left > 0:
+            self._unconfirmed[name] = left
+            return
+        self._unconfirmed.pop(name, None)
+        channel = self._channels.get(name)
+        if channel is None or channel.confirmed.done():
+            return
+        channel.confirmed.set_result(None)
+        if channel.lost:
+            channel.lost = False
+            for reader in channel.readers:
+                reader.put(RESYNC)
+
+    def _lose(self) -> None:
+        """The connection is gone: whoever was subscribed may miss events from here on."""
+        for channel in self._channels.values():
+            if channel.confirmed.done():
+                channel.confirmed = asyncio.get_running_loop().create_future()
+                channel.lost = True
+
+    def _subscribe_again(self) -> None:
+        """On a new connection: all channels, whatever was still to be said on the old one."""
+        self._unconfirmed = dict.fromkeys(self._channels, 1)
+        self._outbox = [("SUBSCRIBE", *self._channels)] if self._channels else []
+        self._wake.set()
+
+
+class MemoryHub:
+    """The same on a `MemoryQueue`; nothing is ever lost except by slow readers."""
+
+    def __init__(self, memory: MemoryQueue) -> None:
+        self._memory = memory
+        self._readers: dict[str, set[Subscription]] = {}
+        self._end: Callable[[], None] | None = None
+
+    async def start(self) -> None:
+        loop = asyncio.get_running_loop()
+
+        def pass_on(job_id: str, event: Event) -> None:
+            loop.call_soon_threadsafe(self._deliver, job_id, event)
+
+        self._end = self._memory.subscribe(pass_on)
+
+    async def stop(self) -> None:
+        if self._end is not None:
+            self._end()
+            self._end = None
+
+    def subscribe(self, job_id: str) -> Subscription:
+        return Subscription(self, job_id)
+
+    async def attach(self, subscription: Subscription) -> None:
+        self._readers.setdefault(subscription.job_id, set()).add(subscription)
+
+    def detach(self, subscription: Subscription) -> None:
+        readers = self._readers.get(subscription.job_id, set())
+        readers.discard(subscription)
+        if not readers:
+            self._readers.pop(subscription.job_id, None)
+
+    def _deliver(self, job_id: str, event: Event) -> None:
+        for reader in self._readers.get(job_id, ()):
+            reader.put(event)
