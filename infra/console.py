@@ -8,6 +8,7 @@ broker's leases), and so is its persistence.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import sys
@@ -224,6 +225,8 @@ def main() -> int:
         print(error, file=sys.stderr)  # noqa: T201 - before logs are set up
         return 2
     logs.configure(settings.log, process="flower")
+    # It warns at every look while no worker is there to answer.
+    logging.getLogger("flower.inspector").setLevel(logging.ERROR)
     try:
         asyncio.run(serve(settings, models))
     except OSError as error:

@@ -145,44 +145,74 @@ class Supervisor:
     async def _run(self, child: Child) -> tuple[int, int]:
         """One run: (pid, exit status; negative is the signal)."""
         spec = child.spec
+        # A pipe of our own: asyncio's would keep `wait` waiting for grandchildren that hold it.
+        reader, writer = os.pipe()
         try:
             process = await asyncio.create_subprocess_exec(
                 *spec.argv,
                 env=dict(spec.env),
                 stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
+                stdout=writer,
+                stderr=writer,
                 pass_fds=spec.pass_fds,
                 start_new_session=True,
                 preexec_fn=die_with_parent(spec.death_signal),
             )
         except OSError as error:
+            os.close(reader)
             self._log.say("up", f"{spec.name} can't be run: {error.strerror or error}")
             return 0, 127
+        finally:
+            os.close(writer)
         child.process = process
         child.starts += 1
         if child.stopping:
             _signal(child, signal.SIGTERM)
         self._log.say("up", f"{spec.name} started (pid {process.pid})")
-        pump = asyncio.create_task(self._pump(spec.name, process))
-        try:
-            status = await process.wait()
-        finally:
-            # A grandchild may hold the pipe open; it goes with its session.
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(pump, 1)
+        with _Pump(reader, lambda line: self._log.say(spec.name, line)):
+            try:
+                status = await process.wait()
+            finally:
+                # What it started itself goes with its session.
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(process.pid, signal.SIGKILL)
         return process.pid, status
 
-    async def _pump(self, name: str, process: asyncio.subprocess.Process) -> None:
-        assert process.stdout is not None
-        splitter = LineSplitter()
-        while chunk := await process.stdout.read(65536):
-            for line in splitter.feed(chunk):
-                self._log.say(name, line)
-        for line in splitter.end():
-            self._log.say(name, line)
+
+class _Pump:
+    """Hands on the lines that come through a pipe, until it is left; then what is in it already."""
+
+    def __init__(self, reader: int, line: Callable[[bytes], None]) -> None:
+        self._reader = reader
+        self._line = line
+        self._splitter = LineSplitter()
+        self._loop = asyncio.get_running_loop()
+
+    def __enter__(self) -> None:
+        os.set_blocking(self._reader, False)
+        self._loop.add_reader(self._reader, self._read)
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.remove_reader(self._reader)
+        while self._read():
+            pass
+        for line in self._splitter.end():
+            self._line(line)
+        os.close(self._reader)
+
+    def _read(self) -> bool:
+        """Whether more may be there at once."""
+        try:
+            chunk = os.read(self._reader, 65536)
+        except BlockingIOError:
+            return False
+        if not chunk:
+            # Nobody writes any more; the process may still run.
+            self._loop.remove_reader(self._reader)
+            return False
+        for line in self._splitter.feed(chunk):
+            self._line(line)
+        return True
 
 
 def die_with_parent(death_signal: int) -> Callable[[], None]:
