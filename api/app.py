@@ -1,0 +1,115 @@
+"""The composition root: settings in, resources, middleware, routes last."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Final
+
+from aiohttp import hdrs, web
+
+from api import keys
+from api.accounts.directory import open_directory
+from api.auth.authenticator import Authenticator
+from api.delivery.background import Background
+from api.delivery.closing import Closing
+from api.handlers import operations
+from api.metrics import Metrics
+from api.middlewares.guard import make_guard
+from api.ports import Authenticator as AuthenticatorPort
+from api.ports import Hub, Queue
+from api.routes import PUBLIC, Route, add_routes
+from broker.async_queue import AsyncRedisQueue
+from broker.connections import connect_async
+from broker.results import EventHub
+from config.catalogue import ModelSpec
+from config.settings import Settings
+
+_LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
+
+
+def make_app(
+    settings: Settings,
+    catalogue: Mapping[str, ModelSpec],
+    *,
+    queue: Queue | None = None,
+    hub: Hub | None = None,
+    authenticator: AuthenticatorPort | None = None,
+) -> web.Application:
+    """The API. Tests bring their own queue, hub and authenticator; what is None is made here."""
+    app = web.Application(
+        client_max_size=settings.api.max_body_bytes,
+        handler_args={
+            # A caller that leaves ends its handler, which then cancels its job.
+            "handler_cancellation": True,
+            # Compressed bodies are refused, so nothing is to be unpacked.
+            "auto_decompress": False,
+            "lingering_time": 5.0,
+            "access_log": None,
+        },
+    )
+    app[keys.SETTINGS] = settings
+    app[keys.CATALOGUE] = catalogue
+    app[keys.METRICS] = Metrics()
+    app[keys.CLOSING] = Closing()
+    app[keys.BACKGROUND] = Background()
+    if None in (queue, hub, authenticator):
+        app.cleanup_ctx.append(_redis)
+    if queue is None or hub is None:
+        app.cleanup_ctx.append(_broker)
+    else:
+        app[keys.QUEUE], app[keys.HUB] = queue, hub
+    if authenticator is None:
+        app.cleanup_ctx.append(_accounts)
+    else:
+        app[keys.ACCOUNTS_READY], app[keys.AUTHENTICATOR] = lambda: True, authenticator
+    app.cleanup_ctx.append(_background)
+    app.on_shutdown.append(_begin_closing)
+    app.middlewares.append(make_guard(add_routes(app.router)))
+    return app
+
+
+def make_metrics_app(app: web.Application) -> web.Application:
+    """The scraper's own listener beside a started `app`: open on loopback, else for admins."""
+    host = app[keys.SETTINGS].api.metrics_host
+    scope = PUBLIC if host in _LOOPBACK else "admin"
+    metrics_app = web.Application(handler_args={"access_log": None})
+    metrics_app[keys.CATALOGUE] = app[keys.CATALOGUE]
+    metrics_app[keys.METRICS] = app[keys.METRICS]
+    metrics_app[keys.QUEUE] = app[keys.QUEUE]
+    metrics_app[keys.AUTHENTICATOR] = app[keys.AUTHENTICATOR]
+    table = (Route(hdrs.METH_GET, "/metrics", operations.metrics, scope),)
+    metrics_app.middlewares.append(make_guard(add_routes(metrics_app.router, table)))
+    return metrics_app
+
+
+async def _redis(app: web.Application) -> AsyncIterator[None]:
+    async with connect_async(app[keys.SETTINGS].redis) as client:
+        app[keys.REDIS] = client
+        yield
+
+
+async def _broker(app: web.Application) -> AsyncIterator[None]:
+    app[keys.QUEUE] = AsyncRedisQueue(app[keys.REDIS], app[keys.SETTINGS].queue)
+    hub = EventHub(app[keys.REDIS])
+    await hub.start()
+    app[keys.HUB] = hub
+    yield
+    await hub.stop()
+
+
+async def _accounts(app: web.Application) -> AsyncIterator[None]:
+    settings, client = app[keys.SETTINGS], app[keys.REDIS]
+    set_policy = AsyncRedisQueue(client, settings.queue).set_policy
+    async with open_directory(settings, client=client, set_policy=set_policy) as directory:
+        app[keys.ACCOUNTS_READY] = lambda: directory.ready
+        app[keys.AUTHENTICATOR] = Authenticator.from_settings(settings, directory)
+        yield
+
+
+async def _background(app: web.Application) -> AsyncIterator[None]:
+    yield
+    await app[keys.BACKGROUND].drain(timeout_s=2.0)
+
+
+async def _begin_closing(app: web.Application) -> None:
+    app[keys.CLOSING].begin()

@@ -1,0 +1,184 @@
+"""Every error the API can answer with: one table of codes, and their rendering.
+
+Bodies have OpenAI's shape, `{"error": {message, type, param, code, request_id, job_id?}}`; whoever
+accepts `application/problem+json` gets RFC 9457. Messages never repeat what the caller sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+from aiohttp import hdrs, web
+
+from broker.errors import BrokerError, BrokerUnavailableError, JobNotFoundError, QueueFullError
+from broker.jobs import Job, Status
+
+_REQUEST = "invalid_request_error"
+_LIMIT = "rate_limit_error"
+_SERVER = "server_error"
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """A row of the table."""
+
+    status: int
+    #: OpenAI's `type`.
+    type: str
+    #: The same request may succeed later without a change.
+    retryable: bool
+    #: RFC 9457 title, and the message where none is more precise.
+    title: str
+
+
+CODES: Final[Mapping[str, Code]] = {
+    "invalid_request": Code(400, _REQUEST, False, "The request is not valid"),
+    "unsupported_parameter": Code(400, _REQUEST, False, "A parameter is not supported"),
+    "context_length_exceeded": Code(400, _REQUEST, False, "The input exceeds the model's context"),
+    "invalid_api_key": Code(401, "authentication_error", False, "No valid credential was given"),
+    "insufficient_scope": Code(403, "permission_error", False, "The credential lacks a scope"),
+    "not_found": Code(404, _REQUEST, False, "There is nothing at this address"),
+    "job_not_found": Code(404, _REQUEST, False, "There is no such job"),
+    "model_not_found": Code(404, _REQUEST, False, "There is no such model"),
+    "method_not_allowed": Code(405, _REQUEST, False, "The method is not allowed here"),
+    "cancelled": Code(409, _REQUEST, False, "The job was cancelled"),
+    "result_expired": Code(410, _REQUEST, False, "The result is no longer kept"),
+    "payload_too_large": Code(413, _REQUEST, False, "The request body is too large"),
+    "unsupported_media_type": Code(415, _REQUEST, False, "The body has an unsupported form"),
+    "idempotency_key_reused": Code(422, _REQUEST, False, "The idempotency key was used before"),
+    "queue_full": Code(429, _LIMIT, True, "The queue is full"),
+    "rate_limit_exceeded": Code(429, _LIMIT, True, "Too many requests"),
+    "tokens_exceeded": Code(429, _LIMIT, True, "Too many tokens"),
+    "concurrency_exceeded": Code(429, _LIMIT, True, "Too many requests at once"),
+    "budget_exceeded": Code(429, "insufficient_quota", False, "The budget is used up"),
+    "internal_error": Code(500, _SERVER, True, "Something went wrong on our side"),
+    "worker_lost": Code(502, _SERVER, True, "The worker was lost while it ran the job"),
+    "max_attempts": Code(502, _SERVER, False, "The job failed at every attempt"),
+    "broker_unavailable": Code(503, _SERVER, True, "The queue can't be reached"),
+    "accounts_unavailable": Code(503, _SERVER, True, "Accounts are not loaded yet"),
+    "shutting_down": Code(503, _SERVER, True, "The server is shutting down"),
+    "out_of_memory": Code(503, _SERVER, True, "The model ran out of memory"),
+    "deadline_exceeded": Code(504, _SERVER, False, "The job did not finish in time"),
+    "execution_timeout": Code(504, _SERVER, False, "The job ran for too long"),
+}
+
+#: Seconds a caller is asked to wait, where nothing better is known.
+_RETRY_AFTER_S: Final[Mapping[str, float]] = {"queue_full": 5.0, "budget_exceeded": 3600.0}
+_DEFAULT_RETRY_AFTER_S: Final = 1.0
+
+#: Errors that aiohttp raises by itself.
+_BY_STATUS: Final[Mapping[int, str]] = {
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "payload_too_large",
+    415: "unsupported_media_type",
+}
+
+_PROBLEM: Final = "application/problem+json"
+
+
+class ApiError(Exception):
+    """An answer other than success; `code` is a row of `CODES`."""
+
+    def __init__(
+        self,
+        code: str,
+        message: str | None = None,
+        *,
+        param: str | None = None,
+        job_id: str | None = None,
+        retry_after_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        row = CODES[code]
+        self.message = message or row.title
+        super().__init__(code)
+        self.code = code
+        self.param = param
+        self.job_id = job_id
+        self.status = row.status
+        self.retry_after_s = retry_after_s
+        self.headers = headers
+
+
+def from_broker(error: BrokerError) -> ApiError:
+    """What a failure of the broker means to the caller."""
+    if isinstance(error, QueueFullError):
+        whose = "Your queue" if error.scope == "tenant" else "The model's queue"
+        return ApiError("queue_full", f"{whose} is full ({error.limit} jobs); try again later.")
+    if isinstance(error, BrokerUnavailableError):
+        return ApiError("broker_unavailable")
+    if isinstance(error, JobNotFoundError):
+        return ApiError("job_not_found")
+    return ApiError("internal_error")
+
+
+def from_aiohttp(error: web.HTTPException) -> ApiError:
+    """The same for what aiohttp refuses by itself."""
+    default = "invalid_request" if error.status < 500 else "internal_error"
+    code = _BY_STATUS.get(error.status, default)
+    allow = error.headers.get(hdrs.ALLOW)
+    return ApiError(code, headers={hdrs.ALLOW: allow} if allow else None)
+
+
+def from_job(job: Job) -> ApiError:
+    """Why a terminal job has no output."""
+    if job.status is Status.CANCELLED:
+        return ApiError("cancelled", job_id=job.id)
+    if job.status is Status.EXPIRED:
+        return ApiError("deadline_exceeded", job_id=job.id)
+    if job.error is None or job.error.code not in CODES:
+        return ApiError("internal_error", job_id=job.id)
+    return ApiError(job.error.code, job.error.message, param=job.error.param, job_id=job.id)
+
+
+def error_object(error: ApiError, request_id: str) -> dict[str, Any]:
+    """OpenAI's error object; also what an event stream carries after its headers are gone."""
+    body: dict[str, Any] = {
+        "message": error.message,
+        "type": CODES[error.code].type,
+        "param": error.param,
+        "code": error.code,
+        "request_id": request_id,
+    }
+    if error.job_id is not None:
+        body["job_id"] = error.job_id
+    return body
+
+
+def render(error: ApiError, request: web.Request, request_id: str) -> web.Response:
+    """The whole answer to a request that failed before any of it was sent."""
+    row = CODES[error.code]
+    body = error_object(error, request_id)
+    if _PROBLEM in request.headers.get(hdrs.ACCEPT, ""):
+        content_type = _PROBLEM
+        document: dict[str, Any] = {
+            **body,
+            "type": f"urn:forebay:error:{error.code}",
+            "title": row.title,
+            "status": row.status,
+            "detail": body.pop("message"),
+        }
+        document.pop("message")
+    else:
+        content_type = "application/json"
+        document = {"error": body}
+    headers = dict(error.headers or {})
+    if row.status in (429, 503):
+        wait_s = error.retry_after_s or _RETRY_AFTER_S.get(error.code, _DEFAULT_RETRY_AFTER_S)
+        headers[hdrs.RETRY_AFTER] = str(max(1, round(wait_s)))
+        headers["retry-after-ms"] = str(round(wait_s * 1000))
+    elif row.status == 401:
+        headers[hdrs.WWW_AUTHENTICATE] = 'Bearer realm="forebay"'
+    if not row.retryable and row.status in (409, 429, 500, 502, 504):
+        # OpenAI's SDKs repeat these by themselves unless told not to.
+        headers["x-should-retry"] = "false"
+    return web.Response(
+        status=row.status,
+        body=orjson.dumps(document),
+        content_type=content_type,
+        headers=headers,
+    )

@@ -1,0 +1,92 @@
+"""The OpenAI-compatible calls: jobs that the connection waits for."""
+
+from __future__ import annotations
+
+import time
+from typing import Final, TypeVar
+
+from aiohttp import hdrs, web
+from pydantic import TypeAdapter
+
+from api import keys
+from api.delivery.attendance import attended
+from api.delivery.chunks import ChatChunks, CompletionChunks
+from api.delivery.following import final_record
+from api.delivery.streaming import relay
+from api.errors import ApiError, from_job
+from api.handlers.body import preference, read_body
+from api.handlers.intake import new_job
+from api.handlers.jobs import accept
+from api.schemas.fields import TIER_OF
+from api.schemas.inference import GenerationRequest, InferenceRequest
+from api.schemas.job_object import queue_ms
+from api.schemas.jobs import CHAT, COMPLETION, EMBEDDING
+from api.schemas.parsing import parse
+from broker.jobs import Job, NewJob, Status
+
+Wanted = TypeVar("Wanted", bound=InferenceRequest)
+
+_WRITERS: Final[dict[str, type[ChatChunks | CompletionChunks]]] = {
+    "/v1/chat/completions": ChatChunks,
+    "/v1/completions": CompletionChunks,
+}
+#: Longest wait for the record of a job that is known to have ended.
+_RECORD_S: Final = 10.0
+
+
+async def chat(request: web.Request) -> web.StreamResponse:
+    """`POST /v1/chat/completions`."""
+    return await _run(request, CHAT)
+
+
+async def completion(request: web.Request) -> web.StreamResponse:
+    """`POST /v1/completions`."""
+    return await _run(request, COMPLETION)
+
+
+async def embedding(request: web.Request) -> web.StreamResponse:
+    """`POST /v1/embeddings`."""
+    return await _run(request, EMBEDDING)
+
+
+async def _run(request: web.Request, schema: TypeAdapter[Wanted]) -> web.StreamResponse:
+    wanted = parse(schema, await read_body(request))
+    job = new_job(request, wanted)
+    prefer = preference(request, max_wait_s=request.app[keys.SETTINGS].api.max_wait_s)
+    if prefer.respond_async:
+        return await accept(request, job, prefer)
+    # The tier really used is echoed to whoever asked for one.
+    tier = TIER_OF[job.band] if wanted.service_tier is not None else None
+    if isinstance(wanted, GenerationRequest) and wanted.streams:
+        chunks = _WRITERS[wanted.endpoint](
+            job.id,
+            created=int(time.time()),
+            model=job.model,
+            include_usage=wanted.include_usage,
+            tier=tier,
+        )
+        return await relay(request, job, chunks)
+    return await _answer(request, job, tier)
+
+
+async def _answer(request: web.Request, job: NewJob, tier: str | None) -> web.Response:
+    app = request.app
+    timeout_s = app[keys.SETTINGS].api.sync_timeout_s
+    async with attended(app, job) as follower:
+        app[keys.METRICS].job_submitted(job.model, job.endpoint, job.band)
+        if not await follower.terminal(within_s=timeout_s):
+            raise ApiError("deadline_exceeded", job_id=job.id)
+    record = await final_record(app[keys.QUEUE], job.id, within_s=_RECORD_S)
+    if record.status is not Status.COMPLETED or record.output is None:
+        raise from_job(record)
+    body = record.output
+    if tier is not None:
+        body = b'%b,"service_tier":"%b"}' % (body[:-1], tier.encode())
+    return web.Response(body=body, headers=_headers(record))
+
+
+def _headers(job: Job) -> dict[str, str]:
+    headers = {hdrs.CONTENT_TYPE: "application/json", "x-job-id": job.id, "x-priority": job.band}
+    if (waited_ms := queue_ms(job)) is not None:
+        headers["x-queue-ms"] = str(waited_ms)
+    return headers

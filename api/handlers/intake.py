@@ -1,0 +1,87 @@
+"""From a checked request to a job: which model, how urgent, how much."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import orjson
+from aiohttp import web
+
+from api import keys
+from api.errors import ApiError
+from api.schemas.inference import GenerationRequest, InferenceRequest
+from broker.jobs import Band, NewJob
+from config.catalogue import ModelSpec
+
+
+def new_job(
+    request: web.Request,
+    wanted: InferenceRequest,
+    *,
+    priority: str | None = None,
+    metadata: dict[str, str] | None = None,
+    ttl_s: int | None = None,
+    max_attempts: int | None = None,
+    within: str = "",
+) -> NewJob:
+    """The job for a request of its tenant.
+
+    `within` is where the inference request lies in the body, for error messages. Raises `ApiError`.
+    """
+    app = request.app
+    principal = request[keys.PRINCIPAL]
+    queue = app[keys.SETTINGS].queue
+    spec = _model(app[keys.CATALOGUE], wanted, within)
+    if isinstance(wanted, GenerationRequest):
+        _check_limit(wanted, spec, within)
+    band = wanted.band
+    if priority is not None:
+        if band is not None and band != priority:
+            raise ApiError(
+                "invalid_request", "It contradicts the priority of the body.", param="priority"
+            )
+        band = Band(priority)
+    if metadata is None:
+        metadata = wanted.metadata
+    body = wanted.to_body()
+    return NewJob(
+        tenant=principal.tenant,
+        key_id=principal.key_id,
+        model=spec.name,
+        endpoint=wanted.endpoint,
+        band=band or principal.policy.default_band,
+        cost=wanted.cost(body, spec),
+        body=body,
+        metadata=orjson.dumps(metadata) if metadata else b"{}",
+        stream=wanted.streams,
+        max_attempts=max_attempts or queue.max_attempts,
+        result_ttl_s=ttl_s or queue.result_ttl_s,
+        request_id=request[keys.REQUEST_ID],
+    )
+
+
+def _model(catalogue: Mapping[str, ModelSpec], wanted: InferenceRequest, within: str) -> ModelSpec:
+    spec = catalogue.get(wanted.model)
+    if spec is None:
+        raise ApiError(
+            "model_not_found",
+            "There is no such model; GET /v1/models lists them.",
+            param=within + "model",
+        )
+    if spec.kind != wanted.kind:
+        raise ApiError(
+            "invalid_request",
+            f"This model does not serve {wanted.endpoint}; it serves {', '.join(spec.endpoints)}.",
+            param=within + "model",
+        )
+    return spec
+
+
+def _check_limit(wanted: GenerationRequest, spec: ModelSpec, within: str) -> None:
+    limit = wanted.token_limit
+    if limit is not None and limit[1] > spec.output_limit:
+        raise ApiError(
+            "invalid_request",
+            f"This model generates at most {spec.output_limit} tokens.",
+            param=within + limit[0],
+        )

@@ -1,0 +1,152 @@
+"""The native job calls."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping
+from typing import Final
+
+import orjson
+from aiohttp import hdrs, web
+
+from api import keys
+from api.delivery.following import QUEUED_SEQ, Follower, final_record
+from api.errors import ApiError
+from api.handlers.body import Preference, preference, query_number, read_body
+from api.handlers.intake import new_job
+from api.schemas.job_object import accepted, job_object, queue_ms
+from api.schemas.jobs import LISTING, SUBMISSION
+from api.schemas.parsing import parse, parse_query
+from broker.errors import JobNotFoundError
+from broker.jobs import Job, NewJob
+
+_JSON: Final = "application/json"
+_JOB_ID: Final = re.compile(r"job_[0-9a-hjkmnp-tv-z]{26}", re.ASCII)
+#: Seconds after which asking again for a pending job makes sense.
+_POLL_S: Final = "1"
+
+
+async def submit(request: web.Request) -> web.Response:
+    """`POST /v1/jobs`."""
+    wanted = parse(SUBMISSION, await read_body(request))
+    job = new_job(
+        request,
+        wanted.body,
+        priority=wanted.priority,
+        metadata=wanted.metadata,
+        ttl_s=wanted.ttl,
+        max_attempts=wanted.max_attempts,
+        within="body.",
+    )
+    max_wait_s = request.app[keys.SETTINGS].api.max_wait_s
+    return await accept(request, job, preference(request, max_wait_s=max_wait_s))
+
+
+async def accept(request: web.Request, job: NewJob, prefer: Preference) -> web.Response:
+    """Enqueue a background job; with `Prefer: wait` answer with its end when that is near."""
+    app = request.app
+    if not prefer.wait_s:
+        position = await app[keys.QUEUE].enqueue(job)
+        return _accepted(request, job, position, prefer)
+    async with app[keys.HUB].subscribe(job.id) as subscription:
+        position = await app[keys.QUEUE].enqueue(job)
+        follower = Follower(app[keys.QUEUE], subscription, job.id, after=QUEUED_SEQ)
+        if not await follower.terminal(within_s=prefer.wait_s):
+            return _accepted(request, job, position, prefer)
+    app[keys.METRICS].job_submitted(job.model, job.endpoint, job.band)
+    record = await final_record(app[keys.QUEUE], job.id, within_s=app[keys.SETTINGS].api.max_wait_s)
+    return show(record, headers=prefer.applied)
+
+
+def _accepted(request: web.Request, job: NewJob, position: int, prefer: Preference) -> web.Response:
+    request.app[keys.METRICS].job_submitted(job.model, job.endpoint, job.band)
+    created_ms = time.time_ns() // 1_000_000
+    return web.Response(
+        status=202,
+        body=accepted(job, created_ms=created_ms, position=position),
+        headers={
+            hdrs.CONTENT_TYPE: _JSON,
+            hdrs.LOCATION: f"/v1/jobs/{job.id}",
+            hdrs.RETRY_AFTER: _POLL_S,
+            **prefer.applied,
+        },
+    )
+
+
+async def fetch(request: web.Request) -> web.Response:
+    """`GET /v1/jobs/{id}`, with `?wait=` a long poll."""
+    job_id = job_id_of(request)
+    tenant = request[keys.PRINCIPAL].tenant
+    queue = request.app[keys.QUEUE]
+    wait_s = query_number(request, "wait")
+    job = await queue.get(job_id, tenant=tenant)
+    if wait_s and not job.is_terminal:
+        wait_s = min(wait_s, request.app[keys.SETTINGS].api.max_wait_s)
+        job = await _wait(request, job, wait_s)
+    etag = f'"{job.seq}"'
+    if etag in request.headers.get(hdrs.IF_NONE_MATCH, ""):
+        return web.Response(status=304, headers={hdrs.ETAG: etag})
+    return show(job, headers={hdrs.ETAG: etag})
+
+
+async def _wait(request: web.Request, job: Job, wait_s: float) -> Job:
+    """The record when the job has ended, or as it is when time (or the server) is up."""
+    app = request.app
+    async with app[keys.HUB].subscribe(job.id) as subscription:
+        follower = Follower(app[keys.QUEUE], subscription, job.id, after=job.seq, from_log=True)
+        async with app[keys.CLOSING].interrupts():
+            await follower.terminal(within_s=wait_s)
+    return await final_record(app[keys.QUEUE], job.id, within_s=wait_s)
+
+
+async def listing(request: web.Request) -> web.Response:
+    """`GET /v1/jobs`."""
+    wanted = parse_query(LISTING, request.query)
+    if wanted.after is not None and not _JOB_ID.fullmatch(wanted.after):
+        raise ApiError("invalid_request", "It must be the id of a job.", param="after")
+    jobs, has_more = await request.app[keys.QUEUE].list_jobs(
+        request[keys.PRINCIPAL].tenant,
+        status=wanted.status,
+        model=wanted.model,
+        band=wanted.priority,
+        created_after_ms=int((wanted.created_after or 0) * 1000),
+        after=wanted.after,
+        limit=wanted.limit,
+        newest_first=wanted.order == "desc",
+    )
+    page = {
+        "object": "list",
+        "data": [job_object(job, with_output=False) for job in jobs],
+        "has_more": has_more,
+        "first_id": jobs[0].id if jobs else None,
+        "last_id": jobs[-1].id if jobs else None,
+    }
+    return web.Response(body=orjson.dumps(page), content_type=_JSON)
+
+
+async def cancel(request: web.Request) -> web.Response:
+    """`POST /v1/jobs/{id}/cancel`: 202 while it is still being stopped, else 200."""
+    job_id = job_id_of(request)
+    tenant = request[keys.PRINCIPAL].tenant
+    queue = request.app[keys.QUEUE]
+    result = await queue.cancel(job_id, tenant=tenant)
+    job = await queue.get(job_id, tenant=tenant)
+    return show(job, status=202 if result == "cancelling" and not job.is_terminal else 200)
+
+
+def job_id_of(request: web.Request) -> str:
+    """The id in the path. One that can't exist is answered like one that doesn't."""
+    job_id = request.match_info["job_id"]
+    if not _JOB_ID.fullmatch(job_id):
+        raise JobNotFoundError
+    return job_id
+
+
+def show(job: Job, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+    shown = {hdrs.CONTENT_TYPE: _JSON, **(headers or {})}
+    if not job.is_terminal:
+        shown[hdrs.RETRY_AFTER] = _POLL_S
+    if (waited_ms := queue_ms(job)) is not None:
+        shown["x-queue-ms"] = str(waited_ms)
+    return web.Response(status=status, body=orjson.dumps(job_object(job)), headers=shown)

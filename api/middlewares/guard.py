@@ -1,0 +1,129 @@
+"""The one middleware: request id, authentication, errors, metrics and the access log.
+
+One and not five, because every layer costs each request a call and a frame.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import time
+from collections.abc import Mapping
+from typing import Final
+
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler, Middleware
+from structlog.contextvars import bind_contextvars
+
+from api import keys
+from api.auth.errors import AuthenticationError, AuthenticationUnavailableError
+from api.errors import ApiError, from_aiohttp, from_broker, render
+from api.metrics import Metrics
+from api.routes import PUBLIC, Route
+from broker.errors import BrokerError
+from config.logs import get_logger
+
+log = get_logger(__name__)
+
+_REQUEST_ID: Final = "x-request-id"
+#: An incoming id that is safe to repeat in headers, logs and records.
+_SANE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
+#: Label of requests that no route matched, or whose method nobody has heard of.
+_OTHER: Final = "other"
+_METHODS: Final = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"})
+#: Status in metrics and logs of a request whose caller left before the answer (nginx's number).
+_CLIENT_GONE: Final = 499
+
+
+def make_guard(table: Mapping[web.AbstractRoute, Route]) -> Middleware:
+    """The middleware for a table of routes, as `add_routes` returns it."""
+
+    @web.middleware
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        started = time.perf_counter()
+        request_id = _request_id(request)
+        request[keys.REQUEST_ID] = request_id
+        route = table.get(request.match_info.route)
+        metrics = request.app[keys.METRICS]
+        status = _CLIENT_GONE
+        try:
+            try:
+                # What no route matches has nothing to protect: aiohttp's own handler says 404.
+                if route is not None and route.scope is not PUBLIC:
+                    _authenticate(request, route.scope, request_id)
+                response = await handler(request)
+            except (asyncio.CancelledError, ConnectionError):
+                raise
+            except Exception as error:
+                response = _answer(error, request, request_id, metrics)
+            status = response.status
+        finally:
+            path = _OTHER if route is None else route.path
+            method = request.method if request.method in _METHODS else _OTHER
+            seconds = time.perf_counter() - started
+            metrics.request_served(method, path, status, seconds)
+            if status >= 400:
+                log.info(
+                    "request_refused" if status < 500 else "request_failed",
+                    method=method,
+                    route=path,
+                    status=status,
+                    duration_ms=round(seconds * 1000, 1),
+                )
+        if not response.prepared:
+            response.headers[_REQUEST_ID] = request_id
+            # What runs here is nobody's business.
+            response.headers[hdrs.SERVER] = "forebay"
+        return response
+
+    return guard
+
+
+def _request_id(request: web.Request) -> str:
+    given = request.headers.get(_REQUEST_ID)
+    if given is not None and _SANE_ID.fullmatch(given):
+        return given
+    return "req_" + os.urandom(12).hex()
+
+
+def _authenticate(request: web.Request, scope: str, request_id: str) -> None:
+    principal = request.app[keys.AUTHENTICATOR].authenticate(
+        request.headers.get(hdrs.AUTHORIZATION)
+    )
+    # The handler runs in a task of its own; nothing has to be unbound after it.
+    bind_contextvars(request_id=request_id, tenant=principal.tenant)
+    if scope not in principal.scopes:
+        raise ApiError("insufficient_scope", f"This call needs a key with the scope {scope}.")
+    request[keys.PRINCIPAL] = principal
+
+
+def _answer(
+    error: Exception, request: web.Request, request_id: str, metrics: Metrics
+) -> web.Response:
+    """Any exception as a response; this is the only place that decides what a caller learns."""
+    if isinstance(error, ApiError):
+        shown = error
+    elif isinstance(error, AuthenticationError):
+        metrics.authentication_failed(error.reason)
+        log.info(
+            "authentication_failed",
+            request_id=request_id,
+            reason=error.reason,
+            key_id=error.key_id,
+            remote=request.remote,
+        )
+        shown = ApiError("invalid_api_key")
+    elif isinstance(error, AuthenticationUnavailableError):
+        shown = ApiError("accounts_unavailable")
+    elif isinstance(error, BrokerError):
+        shown = from_broker(error)
+        if shown.status == 500:
+            log.error("broker_failed", request_id=request_id, exc_info=error)
+    elif isinstance(error, web.HTTPException):
+        shown = from_aiohttp(error)
+    else:
+        log.error("request_crashed", request_id=request_id, exc_info=error)
+        shown = ApiError("internal_error")
+    metrics.request_refused(shown.code)
+    return render(shown, request, request_id)

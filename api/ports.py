@@ -1,0 +1,72 @@
+"""What the API asks of others: the queue's submitting side as coroutines, events, credentials."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Protocol
+
+from api.auth.principal import Principal
+from broker.jobs import Band, Event, Job, NewJob, Status
+from broker.queue import CancelResult
+from broker.results import Resync
+from broker.stats import QueueStats, WorkerStatus
+
+
+class Queue(Protocol):
+    """`broker.queue.JobQueue` without its working side; same errors."""
+
+    async def enqueue(self, job: NewJob) -> int: ...
+
+    async def get(self, job_id: str, *, tenant: str | None = None) -> Job: ...
+
+    async def list_jobs(
+        self,
+        tenant: str,
+        *,
+        status: Status | None = None,
+        model: str | None = None,
+        band: Band | None = None,
+        created_after_ms: int = 0,
+        after: str | None = None,
+        limit: int = 20,
+        newest_first: bool = True,
+    ) -> tuple[list[Job], bool]: ...
+
+    async def cancel(self, job_id: str, *, tenant: str | None = None) -> CancelResult: ...
+
+    async def events(self, job_id: str, *, after: int = 0) -> tuple[list[Event], bool]: ...
+
+    async def text(self, job_id: str) -> str: ...
+
+    async def stats(self, queue: str, *, top: int = 20) -> QueueStats: ...
+
+    async def workers(self) -> list[WorkerStatus]: ...
+
+    async def ping(self) -> None: ...
+
+
+class Subscription(Protocol):
+    """A job's live events, from the moment the context is entered."""
+
+    async def __aenter__(self) -> Subscription: ...
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+    async def next(self, timeout_s: float | None) -> Event | Resync | None:
+        """The next event; `Resync` when some may be missing; None after `timeout_s`."""
+        ...
+
+
+class Authenticator(Protocol):
+    def authenticate(self, authorization: str | None) -> Principal:
+        """Raises `AuthenticationError` and `AuthenticationUnavailableError` of `api.auth`."""
+        ...
+
+
+class Hub(Protocol):
+    def subscribe(self, job_id: str) -> Subscription: ...

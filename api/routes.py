@@ -1,0 +1,58 @@
+"""The whole URL table. Every route declares who may call it; one that doesn't can't be written."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from aiohttp import hdrs, web
+
+from api.auth.principal import SCOPES
+from api.handlers import events, inference, jobs, models, operations
+from api.handlers.body import expect
+
+#: Instead of a scope: anybody may call this, without a credential.
+PUBLIC: Final = "public"
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    method: str
+    path: str
+    handler: Handler
+    #: `PUBLIC` or one of `api.auth.principal.SCOPES`.
+    scope: str
+
+    def __post_init__(self) -> None:
+        if self.scope != PUBLIC and self.scope not in SCOPES:
+            raise ValueError(f"{self.method} {self.path} declares no known scope")
+
+
+ROUTES: Final = (
+    Route(hdrs.METH_POST, "/v1/jobs", jobs.submit, "jobs"),
+    Route(hdrs.METH_GET, "/v1/jobs", jobs.listing, "jobs"),
+    Route(hdrs.METH_GET, "/v1/jobs/{job_id}", jobs.fetch, "jobs"),
+    Route(hdrs.METH_GET, "/v1/jobs/{job_id}/events", events.events, "jobs"),
+    Route(hdrs.METH_POST, "/v1/jobs/{job_id}/cancel", jobs.cancel, "jobs"),
+    Route(hdrs.METH_POST, "/v1/chat/completions", inference.chat, "jobs"),
+    Route(hdrs.METH_POST, "/v1/completions", inference.completion, "jobs"),
+    Route(hdrs.METH_POST, "/v1/embeddings", inference.embedding, "jobs"),
+    Route(hdrs.METH_GET, "/v1/models", models.listing, "jobs"),
+    Route(hdrs.METH_GET, "/v1/models/{model}", models.fetch, "jobs"),
+    Route(hdrs.METH_GET, "/metrics", operations.metrics, "admin"),
+    Route(hdrs.METH_GET, "/healthz", operations.healthz, PUBLIC),
+    Route(hdrs.METH_GET, "/readyz", operations.readyz, PUBLIC),
+)
+
+
+def add_routes(
+    router: web.UrlDispatcher, routes: tuple[Route, ...] = ROUTES
+) -> Mapping[web.AbstractRoute, Route]:
+    """Register the table; returns it by what a request's `match_info` names."""
+    return {
+        router.add_route(route.method, route.path, route.handler, expect_handler=expect): route
+        for route in routes
+    }

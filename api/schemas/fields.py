@@ -1,0 +1,101 @@
+"""Building blocks of the request schemas: strict, bounded, silent about their input."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+from broker.jobs import Band
+
+#: OpenAI's `service_tier` as a band; `auto` leaves it to the tenant.
+TIERS: Final[dict[str, Band]] = {
+    "priority": Band.INTERACTIVE,
+    "default": Band.STANDARD,
+    "flex": Band.BATCH,
+}
+#: The tier echoed for a band.
+TIER_OF: Final[dict[Band, str]] = {band: tier for tier, band in TIERS.items()}
+
+
+class Schema(BaseModel):
+    """No coercion, no unknown fields, no NaN."""
+
+    model_config = ConfigDict(
+        strict=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        hide_input_in_errors=True,
+        # A request is parsed once and never changed.
+        frozen=True,
+    )
+
+
+def unsupported() -> PydanticCustomError:
+    return PydanticCustomError("unsupported_value", "this value is not supported")
+
+
+def conflict(param: str, message: str) -> PydanticCustomError:
+    """A parameter that doesn't go with another one."""
+    return PydanticCustomError("conflict", message, {"param": param})
+
+
+def only(*accepted: Any) -> AfterValidator:
+    """A known parameter that can't be honoured: null and the values that change nothing pass.
+
+    It becomes null, and so never reaches the job's body.
+    """
+
+    def check(value: Any) -> None:
+        for one in (None, *accepted):
+            # 0 == False, and `n: true` is not `n: 1`.
+            if value == one and isinstance(value, bool) == isinstance(one, bool):
+                return
+        raise unsupported()
+
+    return AfterValidator(check)
+
+
+def listed(value: Any) -> Any:
+    """One string where a list of them is meant."""
+    return [value] if isinstance(value, str) else value
+
+
+def joined_parts(value: Any) -> Any:
+    """Message content in parts, `[{"type": "text", "text": …}]`, as one string."""
+    if not isinstance(value, list):
+        return value
+    texts = []
+    for part in value:
+        if not isinstance(part, dict) or not isinstance(part.get("type"), str):
+            raise PydanticCustomError("content_part", "each content part needs a type")
+        if part["type"] != "text" or len(part) != 2:
+            raise PydanticCustomError(
+                "unsupported_value", "only content parts of type text are supported"
+            )
+        if not isinstance(part.get("text"), str):
+            raise PydanticCustomError("content_part", "a text part needs a text")
+        texts.append(part["text"])
+    if not texts:
+        raise PydanticCustomError("content_part", "at least one content part is needed")
+    return "".join(texts)
+
+
+ModelName = Annotated[str, Field(min_length=1, max_length=256)]
+Content = Annotated[str, BeforeValidator(joined_parts)]
+Temperature = Annotated[float, Field(ge=0, le=2)]
+TopP = Annotated[float, Field(gt=0, le=1)]
+TopK = Annotated[int, Field(ge=1, le=1_000_000)]
+MaxTokens = Annotated[int, Field(ge=1)]
+Stop = Annotated[
+    list[Annotated[str, Field(min_length=1, max_length=256)]],
+    Field(max_length=4),
+    BeforeValidator(listed),
+]
+User = Annotated[str, Field(max_length=256)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+Metadata = Annotated[
+    dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
+    Field(max_length=16),
+]

@@ -1,0 +1,95 @@
+"""The job as its owner sees it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from broker.jobs import Job, NewJob, Status
+
+
+def urls(job_id: str) -> dict[str, str]:
+    """Relative, so that they hold behind any proxy."""
+    base = f"/v1/jobs/{job_id}"
+    return {"self": base, "events": f"{base}/events", "cancel": f"{base}/cancel"}
+
+
+def accepted(job: NewJob, *, created_ms: int, position: int) -> bytes:
+    """A job that was just enqueued: what `job_object` would say of it, without reading it back."""
+    return orjson.dumps(
+        {
+            "id": job.id,
+            "object": "job",
+            "status": Status.QUEUED,
+            "endpoint": job.endpoint,
+            "model": job.model,
+            "priority": job.band,
+            "metadata": orjson.Fragment(job.metadata),
+            "created_at": created_ms // 1000,
+            "started_at": None,
+            "completed_at": None,
+            "expires_at": None,
+            "attempt": 0,
+            "max_attempts": job.max_attempts,
+            "queue": {"position": position},
+            "error": None,
+            "usage": None,
+            "urls": urls(job.id),
+            "output": None,
+        }
+    )
+
+
+def job_object(job: Job, *, with_output: bool = True) -> dict[str, Any]:
+    """For `orjson.dumps`. Times are Unix seconds; a listing has no output."""
+    error = None
+    if job.error is not None:
+        error = {
+            "code": job.error.code,
+            "message": job.error.message,
+            "param": job.error.param,
+        }
+    usage = None
+    if job.is_terminal:
+        usage = {
+            "input_tokens": job.usage.input_tokens,
+            "output_tokens": job.usage.output_tokens,
+            "total_tokens": job.usage.total_tokens,
+            "cached_tokens": job.usage.cached_tokens,
+            "queue_ms": queue_ms(job),
+            "run_ms": job.finished_ms - job.started_ms if job.started_ms else None,
+        }
+    expires_ms = job.finished_ms + job.result_ttl_s * 1000 if job.is_terminal else 0
+    shown: dict[str, Any] = {
+        "id": job.id,
+        "object": "job",
+        "status": job.status,
+        "endpoint": job.endpoint,
+        "model": job.model,
+        "priority": job.band,
+        "metadata": orjson.Fragment(job.metadata),
+        "created_at": job.created_ms // 1000,
+        "started_at": _seconds(job.started_ms),
+        "completed_at": _seconds(job.finished_ms),
+        "expires_at": _seconds(expires_ms),
+        "attempt": job.attempt,
+        "max_attempts": job.max_attempts,
+        # A later position would cost a search of the queue.
+        "queue": None,
+        "error": error,
+        "usage": usage,
+        "urls": urls(job.id),
+    }
+    if with_output:
+        shown["output"] = orjson.Fragment(job.output) if job.output else None
+    return shown
+
+
+def queue_ms(job: Job) -> int | None:
+    """Time from the enqueue to the start of the latest attempt."""
+    return job.started_ms - job.created_ms if job.started_ms else None
+
+
+def _seconds(unix_ms: int) -> int | None:
+    return unix_ms // 1000 if unix_ms else None

@@ -1,0 +1,72 @@
+"""The native job calls: submission, and the query of a listing."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from api.schemas.fields import Metadata, Schema
+from api.schemas.inference import (
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    InferenceRequest,
+)
+from broker.jobs import Band, Status
+
+#: 30 days.
+MAX_TTL_S = 30 * 86_400
+
+
+class _Submission(Schema):
+    priority: Literal["interactive", "standard", "batch"] | None = None
+    metadata: Metadata | None = None
+    #: Seconds the finished job stays readable.
+    ttl: Annotated[int, Field(ge=1, le=MAX_TTL_S)] | None = None
+    max_attempts: Annotated[int, Field(ge=1, le=100)] | None = None
+
+
+class ChatSubmission(_Submission):
+    endpoint: Literal["/v1/chat/completions"]
+    body: ChatRequest
+
+
+class CompletionSubmission(_Submission):
+    endpoint: Literal["/v1/completions"]
+    body: CompletionRequest
+
+
+class EmbeddingSubmission(_Submission):
+    endpoint: Literal["/v1/embeddings"]
+    body: EmbeddingRequest
+
+
+Submission = ChatSubmission | CompletionSubmission | EmbeddingSubmission
+
+SUBMISSION: TypeAdapter[Submission] = TypeAdapter(
+    Annotated[Submission, Field(discriminator="endpoint")]
+)
+CHAT = TypeAdapter(ChatRequest)
+COMPLETION = TypeAdapter(CompletionRequest)
+EMBEDDING = TypeAdapter(EmbeddingRequest)
+
+ENDPOINTS: dict[str, type[InferenceRequest]] = {
+    request.endpoint: request for request in (ChatRequest, CompletionRequest, EmbeddingRequest)
+}
+
+
+class Listing(Schema):
+    """Query of `GET /v1/jobs`. Strings come in, so these are read leniently."""
+
+    status: Status | None = None
+    model: Annotated[str, Field(max_length=256)] | None = None
+    priority: Band | None = None
+    #: Unix seconds.
+    created_after: Annotated[float, Field(ge=0, le=1e11, strict=False)] | None = None
+    after: Annotated[str, Field(max_length=64)] | None = None
+    limit: Annotated[int, Field(ge=1, le=100, strict=False)] = 20
+    order: Literal["asc", "desc"] = "desc"
+
+
+LISTING = TypeAdapter(Listing)

@@ -1,0 +1,118 @@
+"""From bytes to a checked request in one pass, from pydantic's complaints to one clear error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, TypeVar
+
+import orjson
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from api.errors import ApiError
+from api.schemas.jobs import ENDPOINTS
+
+T = TypeVar("T")
+
+#: More problems than this in one body are not worth telling apart.
+_MAX_PROBLEMS: Final = 100
+#: Longest part of a `param`; names of unknown parameters are the caller's own words.
+_MAX_NAME: Final = 64
+#: Names that pydantic puts into a location for members of a union, besides `list[…]`.
+_UNION_MEMBERS: Final = frozenset({"str", "constrained-str", *ENDPOINTS})
+
+
+def parse(adapter: TypeAdapter[T], raw: bytes) -> T:
+    """Validate a JSON body. Raises `ApiError` naming the parameter at fault, never its value."""
+    try:
+        request = adapter.validate_json(raw)
+    except ValidationError as error:
+        raise _refusal(error) from None
+    # A NUL can only come as an escape; it has no meaning in text and ends strings elsewhere.
+    if b"\\u0000" in raw and (path := _find_nul(orjson.loads(raw), ())) is not None:
+        raise ApiError("invalid_request", "NUL characters are not allowed.", param=_param(path))
+    return request
+
+
+def parse_query(adapter: TypeAdapter[T], query: Mapping[str, str]) -> T:
+    """The same for a query string."""
+    try:
+        return adapter.validate_strings(dict(query))
+    except ValidationError as error:
+        raise _refusal(error) from None
+
+
+def _refusal(error: ValidationError) -> ApiError:
+    if error.error_count() > _MAX_PROBLEMS:
+        return ApiError("invalid_request", f"The body has more than {_MAX_PROBLEMS} problems.")
+    problems = error.errors(include_url=False, include_input=False)
+    problem = _most_telling(problems)
+    kind, param = problem["type"], _param(problem["loc"])
+    if kind == "json_invalid":
+        where = problem.get("ctx", {}).get("error", "")
+        return ApiError("invalid_request", f"The body is not valid JSON: {where}.")
+    if kind == "conflict":
+        param = _param((*problem["loc"], problem["ctx"]["param"]))
+        return ApiError("invalid_request", _sentence(problem["msg"]), param=param)
+    if kind == "extra_forbidden":
+        return ApiError("unsupported_parameter", "This parameter is not supported.", param=param)
+    if kind == "unsupported_value":
+        return ApiError("unsupported_parameter", _sentence(problem["msg"]), param=param)
+    if kind == "missing":
+        return ApiError("invalid_request", f"Missing required parameter: {param}.", param=param)
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        allowed = ", ".join(ENDPOINTS)
+        message = f"endpoint is required and one of {allowed}."
+        return ApiError("invalid_request", message, param="endpoint")
+    if param is None and kind in ("model_type", "model_attributes_type"):
+        return ApiError("invalid_request", "The body must be a JSON object.")
+    return ApiError("invalid_request", _sentence(problem["msg"]), param=param)
+
+
+def _most_telling(problems: Sequence[ErrorDetails]) -> ErrorDetails:
+    """The first problem that isn't a mere "not this member of the union either"."""
+    places = [_path(problem["loc"]) for problem in problems]
+    for problem, place in zip(problems, places, strict=True):
+        deeper = any(len(other) > len(place) and other[: len(place)] == place for other in places)
+        if not deeper:
+            return problem
+    return problems[0]
+
+
+def _path(loc: Sequence[int | str]) -> tuple[int | str, ...]:
+    """The place in the body, without pydantic's own names for the members of unions."""
+    parts = tuple(
+        part
+        for part in loc
+        if not (isinstance(part, str) and (part in _UNION_MEMBERS or "[" in part))
+    )
+    # A key of `metadata` is content.
+    return parts[: parts.index("metadata") + 1] if "metadata" in parts else parts
+
+
+def _param(loc: Sequence[int | str]) -> str | None:
+    parts = [str(part)[:_MAX_NAME] for part in _path(loc)]
+    name = ".".join(parts)
+    if not name:
+        return None
+    return name if name.isprintable() else name.encode("unicode_escape").decode()
+
+
+def _sentence(message: str) -> str:
+    return message[:1].upper() + message[1:] + ("" if message.endswith(".") else ".")
+
+
+def _find_nul(value: Any, path: tuple[int | str, ...]) -> tuple[int | str, ...] | None:
+    if isinstance(value, str):
+        return path if "\0" in value else None
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            if "\0" in key:
+                return path
+            if (found := _find_nul(entry, (*path, key))) is not None:
+                return found
+    elif isinstance(value, list):
+        for index, entry in enumerate(value):
+            if (found := _find_nul(entry, (*path, index))) is not None:
+                return found
+    return None

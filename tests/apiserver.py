@@ -1,0 +1,240 @@
+"""The API on a real socket, with accounts and a worker made for tests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+
+from api.app import make_app
+from api.auth.errors import AuthenticationError, Reason
+from api.auth.principal import Principal
+from broker.jobs import Claim, Delta, JobError, Outcome, Status, Usage
+from broker.policies import TenantPolicy
+from broker.queue import JobQueue
+from broker.stats import WorkerStatus
+from config import catalogue
+from config.settings import Settings
+
+CHAT = "smollm2-135m"
+EMBED = "all-minilm-l6-v2"
+MODELS = catalogue.load()
+OWNER = "test-worker"
+
+
+class Accounts:
+    """Three keys: `Bearer a` and `Bearer b` of two tenants, `Bearer admin` of an operator."""
+
+    def __init__(self) -> None:
+        self._principals = {
+            f"Bearer {name}": Principal(
+                tenant=f"ten_{name}",
+                tenant_name=name,
+                key_id=f"key_{name}",
+                scopes=frozenset(scopes),
+                policy=TenantPolicy(),
+            )
+            for name, scopes in {"a": {"jobs"}, "b": {"jobs"}, "admin": {"admin"}}.items()
+        }
+
+    def authenticate(self, authorization: str | None) -> Principal:
+        if not authorization:
+            raise AuthenticationError(Reason.MISSING)
+        try:
+            return self._principals[authorization]
+        except KeyError:
+            raise AuthenticationError(Reason.UNKNOWN_KEY) from None
+
+
+class Noticed:
+    """An asynchronous queue whose enqueues and cancels wake the test's worker."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+        self.bell = asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    async def enqueue(self, job: Any) -> Any:
+        try:
+            return await self._inner.enqueue(job)
+        finally:
+            self.bell.set()
+
+    async def cancel(self, *args: Any, **more: Any) -> Any:
+        try:
+            return await self._inner.cancel(*args, **more)
+        finally:
+            self.bell.set()
+
+
+class Worker:
+    """Answers every chat with what was asked, word by word. Prompts steer it:
+
+    `fail <code>` fails with that code, `hold` says one word and runs until it is cancelled (or
+    `release`d), `crash` loses its first attempt after a word, `diverge` also says something else
+    at the second.
+    """
+
+    def __init__(self, queue: JobQueue, bell: asyncio.Event) -> None:
+        self._queue = queue
+        self._bell = bell
+        self.held: list[Claim] = []
+        #: Set whenever a job is held.
+        self.holding = asyncio.Event()
+
+    async def run(self) -> None:
+        while True:
+            await self._bell.wait()
+            self._bell.clear()
+            self.check_cancelled()
+            for model in (CHAT, EMBED):
+                while claims := self._queue.claim(model, OWNER):
+                    self._work(claims[0])
+                    # Let readers see what was published.
+                    await asyncio.sleep(0)
+
+    def check_cancelled(self) -> None:
+        for claim in list(self.held):
+            states = self._queue.renew(claim.queue, OWNER, [(claim.job.id, claim.attempt)])
+            if states[claim.job.id] == "cancel":
+                self.held.remove(claim)
+                self._queue.complete(claim, Outcome(status=Status.CANCELLED, usage=usage(1)))
+
+    def release(self) -> None:
+        """Finish all held jobs."""
+        while self.held:
+            claim = self.held.pop()
+            self._finish(claim, "held to the end")
+
+    def _work(self, claim: Claim) -> None:
+        body = orjson.loads(claim.job.body)
+        if claim.job.endpoint == "/v1/embeddings":
+            vectors = [{"object": "embedding", "index": index, "embedding": [float(index), 0.5]}
+                       for index, _ in enumerate(body["input"])]  # fmt: skip
+            output = {"object": "list", "data": vectors, "model": EMBED,
+                      "usage": {"prompt_tokens": 3, "total_tokens": 3}}  # fmt: skip
+            self._complete(claim, output)
+            return
+        prompt = body["messages"][-1]["content"] if "messages" in body else body["prompt"]
+        command, _, rest = str(prompt).partition(" ")
+        if command == "fail":
+            error = JobError(code=rest, message="It was asked to fail.", param="messages")
+            self._queue.complete(claim, Outcome(status=Status.FAILED, error=error))
+        elif command == "hold":
+            self._say(claim, "held ")
+            self.held.append(claim)
+            self.holding.set()
+        elif command in ("crash", "diverge") and claim.attempt == 1:
+            self._say(claim, "one ")
+            self._queue.requeue(claim)
+        else:
+            text = "two three" if command == "diverge" else "one two three"
+            for word in ("one ", "two ", "three") if text[0] == "o" else ("two ", "three"):
+                self._say(claim, word)
+            self._finish(claim, text)
+
+    def _say(self, claim: Claim, text: str) -> None:
+        if claim.job.stream:
+            self._queue.emit(
+                claim.queue, [Delta(job_id=claim.job.id, attempt=claim.attempt, text=text)]
+            )
+
+    def _finish(self, claim: Claim, text: str) -> None:
+        chat = claim.job.endpoint == "/v1/chat/completions"
+        choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": "stop"}
+        if chat:
+            choice["message"] = {"role": "assistant", "content": text}
+        else:
+            choice["text"] = text
+        output = {
+            "id": ("chatcmpl-" if chat else "cmpl-") + claim.job.id.removeprefix("job_"),
+            "object": "chat.completion" if chat else "text_completion",
+            "created": claim.job.created_ms // 1000,
+            "model": claim.job.model,
+            "choices": [choice],
+            "usage": {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8},
+            "system_fingerprint": "simulated",
+        }
+        self._complete(claim, output)
+
+    def _complete(self, claim: Claim, output: dict[str, Any]) -> None:
+        self._queue.complete(
+            claim,
+            Outcome(status=Status.COMPLETED, output=orjson.dumps(output), usage=usage(3)),
+        )
+
+
+def usage(output_tokens: int) -> Usage:
+    return Usage(input_tokens=5, output_tokens=output_tokens)
+
+
+def ready_worker(model: str, state: str = "ready") -> WorkerStatus:
+    return WorkerStatus(
+        owner=f"{OWNER}:{model}",
+        queue=model,
+        hostname="here",
+        pid=1,
+        engine="simulated",
+        state=state,
+        capacity=1,
+        jobs=0,
+        steps=0,
+        started_ms=0,
+        seen_ms=0,
+    )
+
+
+@dataclass
+class Api:
+    """A running API and what stands behind it."""
+
+    client: TestClient[web.Request, web.Application]
+    queue: JobQueue
+    worker: Worker
+    app: web.Application
+
+    @property
+    def url(self) -> str:
+        return str(self.client.make_url("/"))
+
+
+@asynccontextmanager
+async def serving(
+    settings: Settings, queue: JobQueue, async_queue: Any, hub: Any, *, key: str = "a"
+) -> AsyncIterator[Api]:
+    noticed = Noticed(async_queue)
+    app = make_app(settings, MODELS, queue=noticed, hub=hub, authenticator=Accounts())
+    worker = Worker(queue, noticed.bell)
+    working = asyncio.create_task(worker.run())
+    server = TestServer(app)
+    try:
+        async with TestClient(server, headers={"Authorization": f"Bearer {key}"}) as client:
+            yield Api(client=client, queue=queue, worker=worker, app=app)
+    finally:
+        working.cancel()
+        with suppress(asyncio.CancelledError):
+            await working
+
+
+async def eventually(check: Callable[[], Any], *, within_s: float = 5.0) -> Any:
+    """The first true value of `check`, for things that happen in another task."""
+    async with asyncio.timeout(within_s):
+        while not (value := check()):
+            await asyncio.sleep(0.005)
+    return value
+
+
+def chat(text: str = "hi", **changes: Any) -> dict[str, Any]:
+    return {"model": CHAT, "messages": [{"role": "user", "content": text}], **changes}
+
+
+def job(text: str = "hi", *, body: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+    return {"endpoint": "/v1/chat/completions", "body": chat(text, **(body or {})), **changes}
