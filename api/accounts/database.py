@@ -33,7 +33,7 @@ def make_engine(settings: Database) -> Engine:
     """An engine that connects when it is first used. Raises `SettingsError` for a bad URL."""
     try:
         url = make_url(settings.url.get_secret_value())
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         raise SettingsError("FOREBAY_DATABASE__URL=(hidden): isn't a database URL") from None
     return _sqlite(url) if url.get_backend_name() == "sqlite" else _postgresql(url)
 
