@@ -1,4 +1,4 @@
-"""The Lua library: one script per verb of the queue, each with the shared prelude in front.
+"""The Lua library: one script per verb of the queue, with what it needs of the prelude in front.
 
 Scripts run by EVALSHA; a server that doesn't know one (a restart, SCRIPT FLUSH) gets the source by
 EVAL, which also caches it. A script names its flags in its first line (`#!lua flags=…`): enqueue
@@ -8,6 +8,7 @@ and emit are refused as a whole when Redis is out of memory, everything that end
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from importlib import resources
 
@@ -29,11 +30,31 @@ def _constants() -> str:
     return f"local BANDS = {{{names}}}\nlocal SHARE = {{{shares}}}\nlocal STATE = {{{state}}}\n"
 
 
+#: A function of the prelude: its name and its whole text.
+_FUNCTION = re.compile(r"^local function (\w+)\(.*?^end\n", re.MULTILINE | re.DOTALL)
+
+
+def _needed(prelude: str, verb: str) -> str:
+    """The prelude without the functions that the verb doesn't use, directly or through others.
+
+    Making them anew in each run would cost more than the shorter scripts themselves.
+    """
+    functions = {match[1]: match[0] for match in _FUNCTION.finditer(prelude)}
+    used: set[str] = set()
+    texts = [verb]
+    while texts:
+        called = set(re.findall(r"(\w+)\(", texts.pop()))
+        fresh = called & functions.keys() - used
+        used |= fresh
+        texts += (functions[name] for name in fresh)
+    return _FUNCTION.sub(lambda match: match[0] if match[1] in used else "", prelude)
+
+
 def _load(name: str) -> Script:
     folder = resources.files("broker") / "lua"
     prelude = (folder / "_prelude.lua").read_text(encoding="utf-8")
     flags, _, verb = (folder / f"{name}.lua").read_text(encoding="utf-8").partition("\n")
-    source = f"{flags}\n{_constants()}{prelude}{verb}".encode()
+    source = f"{flags}\n{_constants()}{_needed(prelude, verb)}{verb}".encode()
     return Script(name, source, hashlib.sha1(source, usedforsecurity=False).hexdigest().encode())
 
 
