@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import redis.asyncio
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import NoScriptError, RedisError
 
-from broker.calls import RELEASE_BATCH, Arg, Call, Calls, Listing, pack
+from broker.calls import RELEASE_BATCH, Call, Calls, Listing
 from broker.connections import translate
+from broker.exchange import Exchange
 from broker.jobs import Band, Claim, Delta, Event, Job, NewJob, Outcome, Status
 from broker.policies import TenantPolicy
 from broker.queue import CancelResult, LeaseState
@@ -24,17 +25,16 @@ class AsyncRedisQueue:
     """`JobQueue` as coroutines; the same promises as `RedisQueue`."""
 
     def __init__(self, client: redis.asyncio.Redis, settings: QueueSettings) -> None:
-        # Untyped in redis-py.
-        self._pool: Any = client.connection_pool
+        self._exchange = Exchange(client)
         self._calls = Calls(settings)
 
     async def _run(self, call: Call[T]) -> T:
         repeated = False
         while True:
             try:
-                replies = await self._send(call.commands)
+                replies = await self._exchange.send(call.commands)
                 if isinstance(replies[0], NoScriptError):
-                    replies = await self._send(call.by_source)
+                    replies = await self._exchange.send(call.by_source)
                 for reply in replies:
                     if isinstance(reply, Exception):
                         raise reply
@@ -46,24 +46,6 @@ class AsyncRedisQueue:
                 raise translate(error) from error
             else:
                 return call.decode(replies, repeated)
-
-    async def _send(self, commands: Sequence[Sequence[Arg]]) -> list[Any]:
-        connection = await self._pool.get_connection()
-        try:
-            await connection.send_packed_command(pack(commands))
-            replies: list[Any] = []
-            for _ in commands:
-                try:
-                    replies.append(await connection.read_response())
-                except ResponseError as error:
-                    replies.append(error)
-        except BaseException:
-            # Answers may be left on the wire.
-            await connection.disconnect(nowait=True)
-            raise
-        finally:
-            await self._pool.release(connection)
-        return replies
 
     # -- submitting side --------------------------------------------------------------------------
     async def enqueue(self, job: NewJob) -> int:

@@ -1,0 +1,120 @@
+"""Many callers of one event loop on few Redis connections.
+
+A call that finds a free lane is sent at once on a connection of its own. While all lanes are taken
+calls pile up, and the next free lane sends them in one piece: the more load, the fewer system calls
+per call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import redis.asyncio
+from redis.exceptions import ResponseError
+
+from broker.calls import Arg, pack
+
+#: Batches under way at once. Few make large batches; one alone would let a large answer hold up
+#: all others.
+LANES = 2
+#: A batch isn't made larger than this.
+BATCH_BYTES = 262_144
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    packed: bytes
+    #: Replies to come.
+    count: int
+    done: asyncio.Future[list[Any]]
+
+
+class Exchange:
+    """Sends commands and hands out their replies. For one event loop."""
+
+    def __init__(self, client: redis.asyncio.Redis) -> None:
+        # Untyped in redis-py.
+        self._pool: Any = client.connection_pool
+        self._waiting: deque[_Request] = deque()
+        self._busy = 0
+        self._lanes: set[asyncio.Task[None]] = set()
+
+    async def send(self, commands: Sequence[Sequence[Arg]]) -> list[Any]:
+        """The replies, in order; a `ResponseError` is returned in its place.
+
+        Raises what redis-py raises when the connection fails.
+        """
+        packed = pack(commands)
+        if self._busy >= LANES or self._waiting:
+            done: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+            self._waiting.append(_Request(packed, len(commands), done))
+            self._open_lane()
+            return await done
+        self._busy += 1
+        try:
+            return await self._round_trip(packed, len(commands))
+        finally:
+            self._busy -= 1
+            self._open_lane()
+
+    def _open_lane(self) -> None:
+        if self._waiting and self._busy < LANES:
+            self._busy += 1
+            lane = asyncio.create_task(self._drain())
+            self._lanes.add(lane)
+            lane.add_done_callback(self._lanes.discard)
+
+    async def _drain(self) -> None:
+        """Send batches until nobody waits."""
+        try:
+            while batch := self._next_batch():
+                try:
+                    replies = await self._round_trip(
+                        b"".join([each.packed for each in batch]),
+                        sum(each.count for each in batch),
+                    )
+                except Exception as error:
+                    for each in batch:
+                        if not each.done.done():
+                            each.done.set_exception(error)
+                else:
+                    taken = 0
+                    for each in batch:
+                        if not each.done.done():
+                            each.done.set_result(replies[taken : taken + each.count])
+                        taken += each.count
+        finally:
+            self._busy -= 1
+
+    def _next_batch(self) -> list[_Request]:
+        batch: list[_Request] = []
+        size = 0
+        while self._waiting and size < BATCH_BYTES:
+            request = self._waiting.popleft()
+            # Whoever gave up waiting before it was sent doesn't want it sent.
+            if not request.done.done():
+                batch.append(request)
+                size += len(request.packed)
+        return batch
+
+    async def _round_trip(self, packed: bytes, count: int) -> list[Any]:
+        connection = await self._pool.get_connection()
+        try:
+            await connection.send_packed_command(packed)
+            replies: list[Any] = []
+            for _ in range(count):
+                try:
+                    replies.append(await connection.read_response())
+                except ResponseError as error:
+                    replies.append(error)
+        except BaseException:
+            # Answers may be left on the wire.
+            await connection.disconnect(nowait=True)
+            raise
+        finally:
+            await self._pool.release(connection)
+        return replies
