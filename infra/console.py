@@ -225,8 +225,9 @@ def main() -> int:
         print(error, file=sys.stderr)  # noqa: T201 - before logs are set up
         return 2
     logs.configure(settings.log, process="flower")
-    # It warns at every look while no worker is there to answer.
+    # The one warns at every look while no worker is there to answer, the other logs every page.
     logging.getLogger("flower.inspector").setLevel(logging.ERROR)
+    logging.getLogger("tornado.access").setLevel(logging.ERROR)
     try:
         asyncio.run(serve(settings, models))
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import queue
 import sys
@@ -39,6 +40,10 @@ class MergedLog:
         except queue.Full:
             self._dropped += 1
 
+    def stream(self, name: str) -> io.TextIOBase:
+        """A file that makes what is written to it lines of `name`."""
+        return _Stream(self, name)
+
     def close(self, timeout_s: float = 1.0) -> None:
         """Write what still waits, for a bounded time."""
         try:
@@ -67,6 +72,17 @@ class MergedLog:
             except OSError:
                 # The reader is gone; the stack goes on without it.
                 continue
+
+
+class _Stream(io.TextIOBase):
+    def __init__(self, log: MergedLog, name: str) -> None:
+        self._log = log
+        self._name = name
+
+    def write(self, text: str, /) -> int:
+        for line in text.splitlines():
+            self._log.say(self._name, line)
+        return len(text)
 
 
 class LineSplitter:

@@ -43,7 +43,7 @@ def submit(
     """Send PROMPT (`-` reads it from stdin) as a chat job and print the answer.
 
     Ctrl-C cancels the job. With --json the job object is printed; with --stream as well, one event
-    a line and the job object last.
+    a line, of which the last holds the job object.
     """
     body: dict[str, Any] = {
         "model": model or _first_chat_model(data_dir),
@@ -68,12 +68,9 @@ def submit(
         job = remote(run, data_dir=data_dir, url=api_url, key=api_key)
     except KeyboardInterrupt:
         raise CommandError("interrupted; the job was cancelled", exit_code=130) from None
-    if as_json:
-        if stream:
-            click.echo(json.dumps(job.raw, ensure_ascii=False))
-        else:
-            print_json(job.raw)
-    elif job.status == "completed" and not stream:
+    if not stream and as_json:
+        print_json(job.raw)
+    elif not stream and job.status == "completed":
         click.echo(answer(job))
     if job.status != "completed":
         error = job.error or {}

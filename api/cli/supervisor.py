@@ -211,7 +211,9 @@ class _Pump:
             self._loop.remove_reader(self._reader)
             return False
         for line in self._splitter.feed(chunk):
-            self._line(line)
+            # Some programs set themselves apart with blank lines; the prefix does that here.
+            if line.strip():
+                self._line(line)
         return True
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import signal
 import sys
@@ -90,13 +91,23 @@ def up(
     # Read back: what the children are told is what this process uses.
     os.environ.update(plan.settings)
     settings = config_settings.load()
-    logs.configure(settings.log, process="up")
     log = MergedLog()
+    _log_into(log, settings)
     try:
         status = asyncio.run(_run(plan, settings, home, valkey, log))
     finally:
         log.close()
     sys.exit(status)
+
+
+def _log_into(log: MergedLog, settings: Settings) -> None:
+    """This process's own lines go where its children's go."""
+    logs.configure(settings.log, process="up")
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setStream(log.stream("up"))
+    # Says at every start that there is nothing to do.
+    logging.getLogger("alembic.runtime.migration").setLevel(logging.WARNING)
 
 
 def _plan(settings: Settings, options: Options, home: DataDir) -> tuple[Plan, Valkey | None]:

@@ -33,6 +33,7 @@ save ""
 maxmemory-policy noeviction
 daemonize no
 logfile ""
+loglevel warning
 """
 
 
