@@ -1,0 +1,128 @@
+"""The Celery application on our transport, for workers and for the Flower console.
+
+Start-up order of a worker process: make the app, install and start a `leases.LeaseRegistry` for
+the model's queue, then run the Celery worker with that one queue. The signals connected here do
+the rest: a shutdown drains the registry, and the end of the worker stops it.
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+
+import celery
+from celery import signals
+from kombu import Exchange, Queue, transport
+
+from broker import leases
+from config.settings import Settings
+
+#: Celery's own log lines per job; the worker's say the same, with tenant and attempt.
+_CHATTY = ("celery.worker.strategy", "celery.app.trace")
+
+
+class JobTask(celery.Task):  # type: ignore[misc]
+    """Base of `forebay.run_job`: leases, not Celery, decide about acknowledgement and stopping."""
+
+    abstract = True
+    acks_late = True
+    ignore_result = True
+    max_retries = 0
+    #: Resolved by Celery in worker processes only.
+    Request = "workers.requests:JobRequest"
+
+
+def make_app(settings: Settings, *, model_queues: Iterable[str]) -> celery.Celery:
+    """A Celery app whose `redis://` is our transport, with one queue per model.
+
+    The change of transport is made for the whole process.
+    """
+    use_transport()
+    app = celery.Celery("forebay", task_cls=JobTask)
+    app.conf.update(configuration(settings, frozenset(model_queues)))
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    signals.worker_shutting_down.connect(_drain, weak=False, dispatch_uid="forebay-drain")
+    signals.worker_shutdown.connect(_stop, weak=False, dispatch_uid="forebay-stop")
+    return app
+
+
+def use_transport() -> None:
+    """Put `broker.transport` behind kombu's `redis://` and `rediss://`.
+
+    Flower's broker page goes by these schemes, so an alias of our own would not do.
+    """
+    for scheme in ("redis", "rediss"):
+        transport.TRANSPORT_ALIASES[scheme] = "broker.transport:Transport"
+        transport._transport_cache.pop(scheme, None)
+
+
+def configuration(settings: Settings, model_queues: frozenset[str]) -> dict[str, Any]:
+    url = settings.redis.url.get_secret_value()
+    exchange = Exchange("forebay", type="direct")
+    secure = url.startswith("rediss://") and "ssl_cert_reqs" not in url
+    return {
+        "broker_url": broker_url(url),
+        "broker_use_ssl": {"ssl_cert_reqs": ssl.CERT_REQUIRED} if secure else None,
+        "broker_transport_options": {
+            "model_queues": sorted(model_queues),
+            "claim_batch": settings.queue.claim_batch,
+            "socket_timeout": settings.redis.timeout_s,
+            "socket_connect_timeout": settings.redis.timeout_s,
+            "socket_keepalive": True,
+        },
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,
+        "task_queues": [Queue(name, exchange, routing_key=name) for name in sorted(model_queues)],
+        # Results are the job records.
+        "result_backend": None,
+        "task_ignore_result": True,
+        "task_store_errors_even_if_ignored": False,
+        "accept_content": ["json"],
+        "task_serializer": "json",
+        # A job is acknowledged when it is settled, whatever became of it.
+        "task_acks_late": True,
+        "task_acks_on_failure_or_timeout": True,
+        "task_reject_on_worker_lost": False,
+        # No job waits in a worker that could start in another. (worker_disable_prefetch, with the
+        # early acknowledgement it wants, starves.)
+        "worker_prefetch_multiplier": 1,
+        # The registry knows the free slots, also after a reconnect; jobs run on through one.
+        "worker_enable_prefetch_count_reduction": False,
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+        "worker_pool": "workers.pool:EnginePool",
+        "worker_consumer": "workers.consumer:Consumer",
+        "worker_send_task_events": settings.worker.task_events,
+        "worker_hijack_root_logger": False,
+        "worker_redirect_stdouts": False,
+        "timezone": "UTC",
+    }
+
+
+def broker_url(url: str) -> str:
+    """kombu's spelling of a redis-py URL: `unix://path?db=1` is `redis+socket://path?…`."""
+    parts = urlsplit(url)
+    if parts.scheme != "unix":
+        return url
+    options = dict(parse_qsl(parts.query))
+    if "db" in options:
+        options["virtual_host"] = options.pop("db")
+    user = parts.netloc
+    if password := options.pop("password", None):
+        user = f"{quote(options.pop('username', ''))}:{quote(password, safe='')}@"
+    query = f"?{urlencode(options)}" if options else ""
+    return f"redis+socket://{user}{parts.path}{query}"
+
+
+def _drain(**_: Any) -> None:
+    """Runs in a signal handler: nothing here may take a lock."""
+    if (registry := leases.installed()) is not None:
+        registry.drain()
+
+
+def _stop(**_: Any) -> None:
+    if (registry := leases.installed()) is not None:
+        registry.stop()

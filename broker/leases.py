@@ -1,0 +1,404 @@
+"""The leases this process holds: kept alive, watched, settled and handed back.
+
+One registry per worker process, with a thread of its own that needs neither Celery's event loop
+(which stands still during a drain) nor kombu's channels (which die at a reconnect). A claim enters
+it before Celery hears of the job, and leaves it when the job's own thread has settled it; Celery's
+acknowledgement only confirms what has already happened.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from queue import Empty, SimpleQueue
+
+from broker.errors import BrokerUnavailableError, JobNotFoundError
+from broker.jobs import Claim
+from broker.lease import Lease
+from broker.queue import JobQueue
+from broker.stats import WorkerStatus
+from config.logs import get_logger
+
+__all__ = ["Lease", "LeaseRegistry", "current", "install", "installed"]
+
+log = get_logger(__name__)
+
+#: A renewal also brings the news that a job was cancelled, so it is done at least this often (s).
+CANCEL_LATENCY_S = 1.0
+#: Jobs that fell between two keys are looked for this often (s).
+SWEEP_EVERY_S = 30.0
+#: Time between a completion in the broker and its settling here, at most (s).
+SETTLING_S = 0.1
+#: A job that is given back because something went wrong in this process rests this long (ms).
+RETRY_DELAY_MS = 1_000
+
+
+class LeaseRegistry:
+    """All leases of one worker process.
+
+    `status` and `healthy` are asked in the registry's thread (`healthy` also in Celery's) and must
+    be cheap. While `healthy` is false nothing is claimed or renewed, so that other workers get the
+    jobs once `ttl_s` is over.
+    """
+
+    def __init__(
+        self,
+        queue: JobQueue,
+        *,
+        queue_name: str,
+        owner: str,
+        ttl_s: float,
+        renew_every_s: float,
+        status: Callable[[], WorkerStatus],
+        healthy: Callable[[], bool],
+        grace_s: float = 8.0,
+    ) -> None:
+        self.queue = queue
+        self.queue_name = queue_name
+        self.owner = owner
+        self.ttl_s = ttl_s
+        #: How long running jobs may go on after `drain` (s).
+        self.grace_s = grace_s
+        #: No new job is taken any more.
+        self.draining = False
+        #: Set once a drain has settled or handed back every job.
+        self.drained = threading.Event()
+        #: Leases lost since the start.
+        self.losses = 0
+        #: Called from the registry's thread when a drain begins, to wake a sleeping event loop.
+        self.on_drain: Callable[[], object] | None = None
+        self._tick_s = min(renew_every_s, CANCEL_LATENCY_S)
+        self._status = status
+        self._healthy = healthy
+        self._lock = threading.Lock()
+        self._leases: dict[str, Lease] = {}
+        #: Work for the thread; a SimpleQueue, because a signal handler may put into it. None ends.
+        self._inbox: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self._hand_back_at: float | None = None
+        self._sweep_at = time.monotonic() + SWEEP_EVERY_S
+        self._reachable = True
+        self._thread = threading.Thread(target=self._run, name="leases", daemon=True)
+
+    # -- lifetime ---------------------------------------------------------------------------------
+    def start(self) -> None:
+        """Start the thread; the first heartbeat goes out at once."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Hand back whatever is left, forget the worker, end the thread. Idempotent."""
+        self.draining = True
+        self._inbox.put(None)
+        if self._thread.is_alive():
+            self._thread.join(timeout=self.ttl_s)
+
+    def drain(self) -> None:
+        """Take no more jobs, hand back what hasn't started, and what still runs after `grace_s`.
+
+        Returns at once; may be called from a signal handler, and more than once.
+        """
+        if self.draining:
+            return
+        self.draining = True
+        self._hand_back_at = time.monotonic() + self.grace_s
+        self._inbox.put(self._begin_drain)
+
+    def announce(self) -> None:
+        """Send a heartbeat now, because the worker's state has changed."""
+        self._inbox.put(self._beat)
+
+    # -- claims -----------------------------------------------------------------------------------
+    @property
+    def held(self) -> int:
+        """Jobs taken and not yet settled."""
+        return len(self._leases)
+
+    @property
+    def accepting(self) -> bool:
+        """More jobs may be claimed."""
+        return not self.draining and self._is_healthy()
+
+    def add(self, claims: Iterable[Claim]) -> list[Claim]:
+        """Register fresh claims; returns those to run, the others are handed back.
+
+        Handed back is what comes in during a drain, and a job whose earlier attempt still winds
+        down in this process.
+        """
+        now = time.monotonic()
+        taken: list[Claim] = []
+        with self._lock:
+            for claim in claims:
+                if self.draining:
+                    self._give_back(claim)
+                elif claim.job.id in self._leases:
+                    self._give_back(claim, delay_ms=RETRY_DELAY_MS)
+                else:
+                    self._leases[claim.job.id] = Lease(claim, now=now)
+                    taken.append(claim)
+        return taken
+
+    def start_job(self, job_id: str) -> Lease:
+        """The calling thread begins to work on the job.
+
+        Raises `KeyError` when the job isn't (or no longer) this process's to run; then there is
+        nothing to do and nothing to write.
+        """
+        with self._lock:
+            lease = self._leases[job_id]
+            if lease.started or self.draining:
+                raise KeyError(job_id)
+            lease.thread = threading.current_thread()
+            lease.started = True
+            return lease
+
+    def settle(self, lease: Lease) -> None:
+        """The job was completed, requeued or buried, or that was refused as stale."""
+        with self._lock:
+            if self._leases.get(lease.claim.job.id) is lease:
+                self._forget(lease)
+
+    def cancel(self, job_id: str) -> None:
+        """Stop a job on an operator's word, as a cancel through the queue does."""
+        lease = self._leases.get(job_id)
+        if lease is not None:
+            self._inbox.put(lambda: self._cancel(lease))
+
+    def hand_back(self, job_id: str) -> None:
+        """Give a job up, a running one too, so that another worker runs it."""
+        lease = self._leases.get(job_id)
+        if lease is not None:
+            self._inbox.put(lambda: self._hand_back(lease))
+
+    def hand_back_unstarted(self) -> int:
+        """Give back, now, every job that no thread has taken up; the attempt doesn't count."""
+        with self._lock:
+            leases = [lease for lease in self._leases.values() if not lease.started]
+            for lease in leases:
+                self._forget(lease)
+        for lease in leases:
+            self.queue.requeue(lease.claim, refund=True)
+        return len(leases)
+
+    # -- Celery's word ----------------------------------------------------------------------------
+    def acknowledge(self, tag: str) -> None:
+        """Celery is through with the message `<job id>:<attempt>`.
+
+        A lease that is still there was settled by nobody. That is a bug in the task; the job goes
+        back so that it isn't lost.
+        """
+        lease = self._take(tag)
+        if lease is not None and not lease.lost.is_set():
+            log.error("job_left_unsettled", job_id=lease.claim.job.id, attempt=lease.claim.attempt)
+            self._give_back(lease.claim, delay_ms=RETRY_DELAY_MS, refund=False)
+
+    def reject(self, tag: str, requeue: bool) -> None:
+        """Celery won't run the message. The job goes back; with `requeue` at no cost to it."""
+        lease = self._take(tag)
+        if lease is None or lease.lost.is_set():
+            return
+        if requeue:
+            self._give_back(lease.claim)
+        else:
+            log.error("job_rejected", job_id=lease.claim.job.id, attempt=lease.claim.attempt)
+            self._give_back(lease.claim, delay_ms=RETRY_DELAY_MS, refund=False)
+
+    def _take(self, tag: str) -> Lease | None:
+        job_id, _, attempt = tag.rpartition(":")
+        with self._lock:
+            lease = self._leases.get(job_id)
+            if lease is None or str(lease.claim.attempt) != attempt:
+                return None
+            self._forget(lease)
+            return lease
+
+    def _forget(self, lease: Lease) -> None:
+        del self._leases[lease.claim.job.id]
+        if self.draining and not self._leases:
+            self.drained.set()
+
+    def _give_back(self, claim: Claim, *, delay_ms: int = 0, refund: bool = True) -> None:
+        """Requeue in the registry's thread. While the broker is away the lease runs out instead."""
+        self._inbox.put(lambda: self.queue.requeue(claim, delay_ms=delay_ms, refund=refund))
+
+    # -- the thread -------------------------------------------------------------------------------
+    def _run(self) -> None:
+        tick_at = time.monotonic()
+        while True:
+            wake_at = tick_at if self._hand_back_at is None else min(tick_at, self._hand_back_at)
+            try:
+                action = self._inbox.get(timeout=max(0.0, wake_at - time.monotonic()))
+            except Empty:
+                pass
+            else:
+                if action is None:
+                    break
+                self._guarded(action)
+            if self._hand_back_at is not None and time.monotonic() >= self._hand_back_at:
+                self._hand_back_at = None
+                self._hand_back_all()
+            if time.monotonic() >= tick_at:
+                self._guarded(self._tick)
+                self._give_up_overdue()
+                tick_at = time.monotonic() + self._tick_s
+        with suppress(Empty):
+            while action := self._inbox.get_nowait():
+                self._guarded(action)
+        self._hand_back_all()
+        self._guarded(lambda: self.queue.forget_worker(self.owner))
+
+    def _guarded(self, action: Callable[[], object]) -> None:
+        """Whatever goes wrong, the thread lives; that the broker is away is said once."""
+        try:
+            action()
+        except BrokerUnavailableError as error:
+            if self._reachable:
+                self._reachable = False
+                log.warning("broker_lost", owner=self.owner, error=str(error))
+        except Exception:
+            log.exception("lease_upkeep_failed", owner=self.owner)
+
+    def _tick(self) -> None:
+        self._return_forgotten()
+        if self._is_healthy():
+            self._renew()
+        self._beat()
+        if time.monotonic() >= self._sweep_at:
+            self._sweep_at = time.monotonic() + SWEEP_EVERY_S
+            self.queue.sweep(self.queue_name)
+        if not self._reachable:
+            self._reachable = True
+            log.info("broker_found", owner=self.owner)
+
+    def _return_forgotten(self) -> None:
+        """Give back what was never started, or whose thread is gone: nobody will settle it."""
+        now = time.monotonic()
+        for lease in self._snapshot():
+            if lease.alive and (lease.started or now - lease.taken < self.ttl_s):
+                continue
+            log.error("job_forgotten", job_id=lease.claim.job.id, attempt=lease.claim.attempt)
+            with self._lock:
+                if self._leases.get(lease.claim.job.id) is not lease:
+                    continue
+                self._forget(lease)
+            self.queue.requeue(lease.claim, delay_ms=RETRY_DELAY_MS, refund=not lease.started)
+
+    def _renew(self) -> None:
+        if self._ask(self._snapshot()):
+            # A job that is just being completed has no lease any more and isn't lost.
+            time.sleep(SETTLING_S)
+            for lease in self._ask(self._snapshot()):
+                self._lose(lease)
+
+    def _ask(self, leases: list[Lease]) -> list[Lease]:
+        """Renew leases; returns those that the broker doesn't know."""
+        leases = [lease for lease in leases if not lease.lost.is_set()]
+        if not leases:
+            return []
+        asked = time.monotonic()
+        answers = self.queue.renew(
+            self.queue_name,
+            self.owner,
+            [(lease.claim.job.id, lease.claim.attempt) for lease in leases],
+        )
+        unknown = []
+        for lease in leases:
+            answer = answers.get(lease.claim.job.id, "lost")
+            if answer == "lost":
+                unknown.append(lease)
+                continue
+            lease.renewed = asked
+            if answer == "cancel":
+                lease.stop(lease.cancelled)
+        return unknown
+
+    def _give_up_overdue(self) -> None:
+        """A lease that couldn't be renewed within its time to live counts as lost."""
+        now = time.monotonic()
+        for lease in self._snapshot():
+            if now - lease.renewed >= self.ttl_s:
+                self._lose(lease)
+
+    def _lose(self, lease: Lease) -> None:
+        with self._lock:
+            if lease.lost.is_set() or self._leases.get(lease.claim.job.id) is not lease:
+                return  # known already, or settled meanwhile
+            if not lease.started:
+                self._forget(lease)
+        self.losses += 1
+        log.warning("lease_lost", job_id=lease.claim.job.id, attempt=lease.claim.attempt)
+        lease.stop(lease.lost)
+
+    def _cancel(self, lease: Lease) -> None:
+        lease.stop(lease.cancelled)
+        with suppress(JobNotFoundError):
+            self.queue.cancel(lease.claim.job.id)
+
+    def _begin_drain(self) -> None:
+        log.info("drain_started", owner=self.owner, jobs=self.held, grace_s=self.grace_s)
+        if self.on_drain is not None:
+            self.on_drain()
+        with self._lock:
+            if not self._leases:
+                self.drained.set()
+        self.hand_back_unstarted()
+        self._beat()
+
+    def _hand_back_all(self) -> None:
+        for lease in self._snapshot():
+            self._guarded(partial(self._hand_back, lease))
+        self.drained.set()
+
+    def _hand_back(self, lease: Lease) -> None:
+        with self._lock:
+            if lease.lost.is_set() or self._leases.get(lease.claim.job.id) is not lease:
+                return
+            if not lease.started:
+                self._forget(lease)
+        log.info("job_handed_back", job_id=lease.claim.job.id, attempt=lease.claim.attempt)
+        try:
+            self.queue.requeue(lease.claim, refund=not lease.started)
+        finally:
+            lease.stop(lease.lost)
+
+    def _beat(self) -> None:
+        status = self._status()
+        now_ms = time.time_ns() // 1_000_000
+        state = "draining" if self.draining else status.state
+        self.queue.heartbeat(
+            replace(status, state=state, jobs=self.held, seen_ms=now_ms), ttl_s=self.ttl_s
+        )
+
+    def _is_healthy(self) -> bool:
+        try:
+            return self._healthy()
+        except Exception:
+            log.exception("health_check_failed", owner=self.owner)
+            return False
+
+    def _snapshot(self) -> list[Lease]:
+        with self._lock:
+            return list(self._leases.values())
+
+
+_current: LeaseRegistry | None = None
+
+
+def install(registry: LeaseRegistry | None) -> None:
+    """Make `registry` the one of this process (None: a process without leases)."""
+    global _current
+    _current = registry
+
+
+def installed() -> LeaseRegistry | None:
+    """The process's registry, if it has one."""
+    return _current
+
+
+def current() -> LeaseRegistry:
+    """The process's registry. Raises `RuntimeError` when none was installed."""
+    if _current is None:
+        raise RuntimeError("no lease registry was installed in this process")
+    return _current

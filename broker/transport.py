@@ -1,0 +1,363 @@
+"""The kombu transport that claims jobs: a thin adapter of the queue and the lease registry.
+
+It stands behind `redis://` (see `broker.app`). Queues named in the transport option `model_queues`
+hold jobs and are consumed by claims; all others (control, replies, events) go kombu's own way, so
+that `inspect`, `control` and Flower work as ever.
+
+A channel that consumes a model queue waits in one BRPOP for the queue's doorbell. A ring, a claim
+that came back full, or a second without a ring (which heals a lost one, and takes back expired
+leases) makes the next command on that connection a claim. A claim asks for one job at first and
+for twice as many while work keeps coming, so that a short queue spreads over idle workers and a
+long one costs few round trips.
+"""
+
+from __future__ import annotations
+
+from queue import Empty
+from time import monotonic
+from typing import Any, Protocol, cast
+
+from kombu.transport import redis, virtual
+from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
+
+from broker import keys, leases
+from broker.errors import BrokerError
+from broker.jobs import Claim
+from broker.transport_messages import JobMessage, delivery_tag, is_lease
+from config.logs import get_logger
+
+log = get_logger(__name__)
+
+#: Wait after Redis has refused a command, e.g. while it is out of memory (s).
+REFUSED_PAUSE_S = 1.0
+#: Jobs per claim where the transport option `claim_batch` says nothing.
+CLAIM_BATCH = 4
+
+
+class NotForMessagesError(BrokerError):
+    """A model queue holds jobs, not messages: nothing is published to it, or purged from it."""
+
+    def __init__(self, queue: str) -> None:
+        super().__init__(f"{queue!r} is a model queue; jobs come in through JobQueue.enqueue")
+
+
+class ClaimWire(Protocol):
+    """What the transport needs of a queue to claim on a connection of its own."""
+
+    def claim_command(self, queue: str, owner: str, limit: int) -> list[bytes | str | int]: ...
+
+    def decode_claims(self, queue: str, reply: Any) -> list[Claim]: ...
+
+    def load_scripts(self) -> None: ...
+
+
+class QoS(redis.QoS):  # type: ignore[misc]
+    """Credit and acknowledgements; for jobs, both are the lease registry's."""
+
+    def can_consume(self) -> bool:
+        if self.channel.model_queue is None:
+            return bool(super().can_consume())
+        return self._free() > 0
+
+    def can_consume_max_estimate(self) -> int | None:
+        if self.channel.model_queue is None:
+            return cast("int | None", super().can_consume_max_estimate())
+        return self._free()
+
+    def _free(self) -> int:
+        """Idle slots of the process. Leases outlive the channel they came through, so they are
+        counted, and not this channel's deliveries."""
+        registry = leases.installed()
+        if registry is None:
+            return 0
+        capacity: int = self.prefetch_count or self.channel.claim_batch
+        return max(capacity - registry.held, 0)
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        if is_lease(delivery_tag):
+            virtual.QoS.append(self, message, delivery_tag)
+        else:
+            super().append(message, delivery_tag)
+
+    def ack(self, delivery_tag: str) -> None:
+        if is_lease(delivery_tag):
+            if (registry := leases.installed()) is not None:
+                registry.acknowledge(delivery_tag)
+            virtual.QoS.ack(self, delivery_tag)
+        else:
+            super().ack(delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        if is_lease(delivery_tag):
+            if (registry := leases.installed()) is not None:
+                registry.reject(delivery_tag, requeue)
+            virtual.QoS.ack(self, delivery_tag)
+        else:
+            super().reject(delivery_tag, requeue=requeue)
+
+    def restore_unacked(self, client: Any = None) -> None:
+        """Leases stay: they belong to the process, whose pool goes on with them after a reconnect
+        and whose registry hands them back at the end."""
+        for tag in [tag for tag in self._delivered if is_lease(tag)]:
+            del self._delivered[tag]
+        super().restore_unacked(client)
+
+    def restore_visible(self, *args: Any, **kwargs: Any) -> None:
+        if self.channel.model_queue is None:
+            super().restore_visible(*args, **kwargs)
+
+
+class Channel(redis.Channel):  # type: ignore[misc]
+    """kombu's Redis channel, with claims for model queues."""
+
+    QoS = QoS
+    from_transport_options = (
+        *redis.Channel.from_transport_options,
+        "model_queues",
+        "claim_batch",
+    )
+    model_queues: frozenset[str] = frozenset()
+    claim_batch: int = CLAIM_BATCH
+
+    #: The model queue this channel consumes.
+    model_queue: str | None = None
+    #: The next command is a claim.
+    _due = False
+    #: Jobs to ask for.
+    _limit = 1
+    #: Jobs asked for by the claim under way; 0 when none is.
+    _asked = 0
+    #: No command before this time (monotonic).
+    _resume_at = 0.0
+    #: The last refusal, to log each kind once.
+    _refusal = ""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.model_queues = frozenset(self.model_queues)
+
+    # -- consuming --------------------------------------------------------------------------------
+    def basic_consume(
+        self, queue: str, no_ack: bool, callback: Any, consumer_tag: str, **kwargs: Any
+    ) -> None:
+        if queue in self.model_queues:
+            registry = leases.current()
+            if queue != registry.queue_name or no_ack:
+                raise BrokerError(
+                    f"{queue!r} can't be consumed: this worker leases {registry.queue_name!r}"
+                )
+        super().basic_consume(queue, no_ack, callback, consumer_tag, **kwargs)
+        if queue in self.model_queues:
+
+            def deliver(claim: Claim) -> Any:
+                message = JobMessage(claim, self)
+                self.qos.append(message, message.delivery_tag)
+                return callback(message)
+
+            self.connection._callbacks[queue] = deliver
+            self.model_queue = queue
+            self._due = True
+
+    def _basic_cancel(self, consumer_tag: str) -> None:
+        queue = self._tag_to_queue.get(consumer_tag)
+        super()._basic_cancel(consumer_tag)
+        if queue is not None and queue == self.model_queue:
+            self._leave()
+            self.model_queue = None
+
+    def close(self) -> None:
+        if self.model_queue is not None:
+            self._closing = True
+            self._leave()
+        super().close()
+
+    def _leave(self) -> None:
+        """End the command under way: hand back what a claim brings, stop waiting for the bell."""
+        if not self._in_poll:
+            return
+        try:
+            if self._asked:
+                self._read_claims(deliver=False)
+            elif self.active_queues in ([], [self.model_queue]):
+                self.client.connection.disconnect()
+        except Exception as error:  # the connection is gone, and with it the command
+            log.debug("poll_ended", error=repr(error))
+
+    # -- the poller's connection ------------------------------------------------------------------
+    def _brpop_start(self, timeout: int | None = None) -> None:
+        queue = self.model_queue
+        if queue is None:
+            super()._brpop_start(timeout)
+            return
+        if monotonic() < self._resume_at:
+            return
+        accepting = leases.current().accepting
+        if accepting and self._due:
+            self._send_claim(queue)
+        else:
+            self._send_brpop(queue, accepting, timeout or self.brpop_timeout)
+
+    def _send_claim(self, queue: str) -> None:
+        registry = leases.current()
+        free = self.qos.can_consume_max_estimate()
+        self._asked = max(1, min(self._limit, free, self.claim_batch))
+        self._send(_wire(registry).claim_command(queue, registry.owner, self._asked))
+
+    def _send_brpop(self, queue: str, accepting: bool, timeout: int) -> None:
+        others = [q for q in self._queue_cycle.consume(len(self.active_queues)) if q != queue]
+        stock = [self._q_for_pri(q, step) for step in self.priority_steps for q in others]
+        awaited = [keys.bell(queue), *stock] if accepting else stock
+        if awaited:
+            self._asked = 0
+            self._send(["BRPOP", *awaited, timeout])
+
+    def _send(self, command: list[Any]) -> None:
+        self._in_poll = self.client.connection
+        self._brpop_sent_at = monotonic()
+        self.client.connection.send_command(*command)
+
+    def _brpop_read(self, **options: Any) -> bool:
+        if self.model_queue is None:
+            return bool(super()._brpop_read(**options))
+        if self._asked:
+            return self._read_claims(deliver=True)
+        try:
+            reply = self._parse("BRPOP")
+            if not reply:
+                self._due = True
+                raise Empty
+            key, item = reply[0].decode(), reply[1]
+            if key == keys.bell(self.model_queue):
+                self._due = True
+                raise Empty
+            queue = key.rsplit(self.sep, 1)[0]
+            self._queue_cycle.rotate(queue)
+            self.connection._deliver(redis.loads(item.decode()), queue)
+            return True
+        finally:
+            self._end_poll()
+
+    def _read_claims(self, *, deliver: bool) -> bool:
+        registry = leases.current()
+        queue = registry.queue_name
+        asked, self._asked = self._asked, 0
+        try:
+            reply = self._parse("EVALSHA")
+        finally:
+            self._end_poll()
+        self._refusal = ""
+        try:
+            claims = _wire(registry).decode_claims(queue, reply)
+        except Exception:  # their leases run out, and they are claimed again
+            log.exception("claims_unreadable")
+            self._due = False
+            raise Empty from None
+        self._due = len(claims) >= asked
+        self._limit = min(2 * self._limit, self.claim_batch) if self._due else 1
+        waiting = registry.add(claims)
+        try:
+            while waiting and deliver:
+                self.connection._deliver(waiting[0], queue)
+                del waiting[0]
+        finally:
+            for claim in waiting:
+                registry.reject(delivery_tag(claim), requeue=True)
+        return True
+
+    def _end_poll(self) -> None:
+        self._in_poll = None
+        self._flush_brpop_reauth()
+
+    def _parse(self, command: str) -> Any:
+        """Read the reply. A refusal by Redis is logged and raises `Empty`: the worker goes on."""
+        connection = self.client.connection
+        try:
+            return self.client.parse_response(connection, command)
+        except NoScriptError:
+            self._load_scripts()
+        except ResponseError as error:
+            self._resume_at = monotonic() + REFUSED_PAUSE_S
+            refusal = str(error).partition(" ")[0]
+            if refusal != self._refusal:
+                self._refusal = refusal
+                log.error("command_refused", command=command, error=str(error))
+            if isinstance(error, ReadOnlyError):  # a former primary: connect anew
+                connection.disconnect()
+        except self.connection_errors:
+            connection.disconnect()
+            raise
+        raise Empty
+
+    def _load_scripts(self) -> None:
+        try:
+            _wire(leases.current()).load_scripts()
+        except BrokerError as error:
+            self._resume_at = monotonic() + REFUSED_PAUSE_S
+            log.warning("scripts_not_loaded", error=str(error))
+        else:
+            log.info("scripts_loaded")
+
+    # -- all else ---------------------------------------------------------------------------------
+    def _put(self, queue: str, message: Any, **kwargs: Any) -> None:
+        if queue in self.model_queues:
+            raise NotForMessagesError(queue)
+        super()._put(queue, message, **kwargs)
+
+    def _get(self, queue: str, timeout: float | None = None) -> Any:
+        if queue in self.model_queues:
+            raise NotForMessagesError(queue)
+        return super()._get(queue)
+
+    def _purge(self, queue: str) -> int:
+        if queue in self.model_queues:
+            raise NotForMessagesError(queue)
+        return int(super()._purge(queue))
+
+    def _delete(self, queue: str, *args: Any, **kwargs: Any) -> None:
+        if queue not in self.model_queues:
+            super()._delete(queue, *args, **kwargs)
+
+    def _has_queue(self, queue: str, **kwargs: Any) -> bool:
+        return queue in self.model_queues or bool(super()._has_queue(queue, **kwargs))
+
+    def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
+        """RESP2, as all of Forebay's clients: replies look the same everywhere."""
+        params: dict[str, Any] = super()._connparams(asynchronous=asynchronous)
+        return params | {"protocol": 2}
+
+
+def _wire(registry: leases.LeaseRegistry) -> ClaimWire:
+    return cast(ClaimWire, registry.queue)
+
+
+class Poller(redis.MultiChannelPoller):  # type: ignore[misc]
+    """kombu's poller, which tells the event loop of each connection once and not at every turn."""
+
+    loop: Any = None
+
+    @property
+    def fds(self) -> dict[int, Any]:
+        found: dict[int, Any] = super().fds
+        if self.loop is None:
+            return found
+        return {fd: channel for fd, channel in found.items() if fd not in self.loop.readers}
+
+
+class Transport(redis.Transport):  # type: ignore[misc]
+    """kombu's Redis transport with `Channel`."""
+
+    Channel = Channel
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.cycle = Poller()
+
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        self.cycle.loop = loop
+        super().register_with_event_loop(connection, loop)
+        if (registry := leases.installed()) is not None:
+            registry.on_drain = lambda: loop.call_soon(_woken)
+
+
+def _woken() -> None:
+    """Runs in the event loop so that it looks at its flags."""

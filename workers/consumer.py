@@ -1,0 +1,40 @@
+"""Celery's consumer, with a quicker and quieter way back to a broker that was away."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery.worker import consumer
+from celery.worker.state import maybe_shutdown
+
+from config.logs import get_logger
+
+log = get_logger(__name__)
+
+#: Pauses between attempts to connect grow from the first by the second up to the third (s).
+RETRY_S = (0.2, 0.2, 1.0)
+
+
+class Consumer(consumer.Consumer):  # type: ignore[misc]
+    """Celery waits up to 30 s between attempts, and logs each of them."""
+
+    def ensure_connected(self, conn: Any) -> Any:
+        said = False
+
+        def failed(error: Exception, _interval: float) -> None:
+            nonlocal said
+            if not said:
+                said = True
+                log.warning("broker_unreachable", broker=conn.as_uri(), error=str(error))
+
+        first, step, most = RETRY_S
+        conn = conn.ensure_connection(
+            failed,
+            None,
+            interval_start=first,
+            interval_step=step,
+            interval_max=most,
+            callback=maybe_shutdown,
+        )
+        self.first_connection_attempt = False
+        return conn
