@@ -18,12 +18,12 @@ app = celery.Celery("baseline", broker=_URL, backend=_URL if _RESULTS else None)
 app.conf.update(task_ignore_result=not _RESULTS, broker_connection_retry_on_startup=True)
 
 
-@app.task(name="noop")
+@app.task(name="noop")  # type: ignore[untyped-decorator]
 def noop(body: dict[str, object]) -> int:
     return 0
 
 
-@app.task(name="nap")
+@app.task(name="nap")  # type: ignore[untyped-decorator]
 def nap(milliseconds: float) -> float:
     """Sleep, and return when it began (Unix seconds)."""
     began = time.time()

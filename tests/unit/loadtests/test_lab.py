@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from loadtests.harness import BenchError
-from loadtests.lab import Child, Lab, clean_environment, no_traceback, until
+from loadtests.lab import Child, Lab, clean_environment, run, until
 
 ECHO_CORE = "import json, os; print(json.dumps({'cores': sorted(os.sched_getaffinity(0))}))"
 STUBBORN = (
@@ -92,7 +92,21 @@ def test_children_see_no_settings_and_may_cache_bytecode(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), 130), (BenchError("why"), 2)])
-def test_an_explained_end_is_a_status(error: BaseException, status: int) -> None:
-    with pytest.raises(SystemExit) as ended, no_traceback():
+def test_an_explained_end_is_a_status(
+    error: BaseException, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def main() -> int:
         raise error
+
+    monkeypatch.setattr("loadtests.lab.logs.configure", lambda *_, **__: None)
+    with pytest.raises(SystemExit) as ended:
+        run(main)
     assert ended.value.code == status
+
+
+def test_cpu_time_of_a_child_is_its_own() -> None:
+    with Lab() as lab:
+        busy = "sum(range(3_000_000)); print('{}', flush=True); input()"
+        child = lab.start([sys.executable, "-c", busy], name="busy", piped=True)
+        child.read_json()
+        assert 0 < child.cpu_s() < 30
