@@ -248,6 +248,7 @@ class MemoryQueue:
             if record is None or lease is None:
                 return record is not None and record.released == claim.attempt
             self._give_back(self._queues[claim.queue], record, delay_ms=delay_ms, refund=refund)
+            record.released = claim.attempt
             return True
 
     def release_owner(self, queue: str, owner: str) -> int:
@@ -399,7 +400,6 @@ class MemoryQueue:
             self._finish(record, Outcome(status=Status.FAILED, error=error))
             state.dead.append(job.id)
         else:
-            record.released = job.attempt
             state.waiting[job.tenant] += 1
             self._advance(record, EventType.REQUEUED, status=Status.QUEUED)
             if delay_ms > 0:
@@ -409,13 +409,15 @@ class MemoryQueue:
 
     def _reclaim(self, state: ModelQueue) -> int:
         now = self._clock_ms()
-        late = [job_id for job_id, lease in state.leases.items() if lease.deadline_ms <= now]
+        deadlines = sorted((lease.deadline_ms, job_id) for job_id, lease in state.leases.items())
+        late = [job_id for deadline, job_id in deadlines if deadline <= now]
         for job_id in late:
             self._give_back(state, self._records[job_id])
         return len(late)
 
     def _promote(self, state: ModelQueue) -> None:
         now = self._clock_ms()
-        for job_id in [job_id for job_id, due in state.delayed.items() if due <= now]:
-            del state.delayed[job_id]
-            state.put(self._records[job_id].job, now, head=False)
+        for due, job_id in sorted((due, job_id) for job_id, due in state.delayed.items()):
+            if due <= now:
+                del state.delayed[job_id]
+                state.put(self._records[job_id].job, now, head=False)

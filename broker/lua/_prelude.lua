@@ -255,7 +255,7 @@ local function give_back(base, id, job, charged, now, delay_ms, refund, weight, 
   else
     call('HINCRBY', base .. 'n', job.tenant, 1)
     call('HSET', 'fb:job:' .. id, 'status', 'queued', 'seq', job.seq + 1,
-      'refunds', job.refunds, 'released', job.attempt)
+      'refunds', job.refunds)
     log_event(id, job.seq + 1, 'requeued', job.attempt)
     if delay_ms > 0 then
       call('ZADD', base .. 'd', now + delay_ms, id)

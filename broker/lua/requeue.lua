@@ -19,4 +19,5 @@ if not job or leased ~= attempt then
 end
 give_back(base, id, job, charged, now_ms(), delay, ARGV[4] == '1',
   policy('weight', job.tenant, ARGV[5]), ARGV[6])
+call('HSET', 'fb:job:' .. id, 'released', attempt)
 return 1

@@ -1,0 +1,102 @@
+"""What must hold in Redis after every script, whatever happened before."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import orjson
+import redis
+
+from broker.jobs import BANDS, TERMINAL, EventType, Status
+
+
+def check(client: redis.Redis, queue: str) -> None:
+    """Assert every invariant of a queue's keys and of its job records."""
+    base = f"fb:{{{queue}}}:"
+    jobs = {key.decode(): value.decode() for key, value in client.hgetall(base + "j").items()}
+    leases = {key.decode() for key in client.zrange(base + "l", 0, -1)}
+    delayed = {key.decode() for key in client.zrange(base + "d", 0, -1)}
+    parked = _names(client.smembers(base + "park"))
+    cancel = _names(client.smembers(base + "x"))
+    waiting: Counter[str] = Counter()
+    running: Counter[str] = Counter()
+    queued: set[str] = set()
+    eligible = False
+
+    for band in BANDS:
+        lists: dict[str, list[str]] = {}
+        prefix = f"{base}q:{band}:"
+        for key in client.scan_iter(prefix + "*"):
+            ids = [raw.decode() for raw in client.lrange(key, 0, -1)]
+            lists[key.decode()[len(prefix) :]] = ids
+        ids = [job_id for each in lists.values() for job_id in each]
+        assert len(ids) == len(set(ids)), "an id is twice in a list"
+        assert set(ids) == _names(client.zrange(f"{base}o:{band}", 0, -1))
+        queued |= set(ids)
+        active = _names(client.zrange(f"{base}a:{band}", 0, -1))
+        idle = _names(client.zrange(f"{base}i:{band}", 0, -1))
+        assert active == {tenant for tenant in lists if tenant not in parked}
+        assert not active & idle
+        eligible = eligible or bool(active)
+        if not active:
+            assert float(client.hget(base + "s", f"lag:{band}") or 0) == 0
+        for tenant, ids in lists.items():
+            for job_id in ids:
+                _, job_band, owner = jobs[job_id].split("|", 2)
+                assert (job_band, owner) == (band, tenant)
+
+    assert not queued & leases
+    assert not queued & delayed
+    assert not leases & delayed
+    assert set(jobs) == queued | leases | delayed
+    assert leases == _names(client.hkeys(base + "lo"))
+    assert cancel <= leases
+    for job_id, entry in jobs.items():
+        tenant = entry.split("|", 2)[2]
+        (running if job_id in leases else waiting)[tenant] += 1
+    assert _counts(client.hgetall(base + "n")) == waiting
+    assert _counts(client.hgetall(base + "if")) == running
+    totals = {
+        name.decode(): int(score)
+        for name, score in client.zrange(base + "t", 0, -1, withscores=True)
+    }
+    assert totals == dict(waiting + running)
+    assert client.llen(queue) == len(queued), "the mirror tells another depth"
+    assert client.llen(base + "bell") == 1 or not eligible, "work waits and the bell is silent"
+    assert client.llen(base + "bell") <= 1
+
+    for key in client.scan_iter("fb:job:*"):
+        if key.count(b":") == 2 and client.hget(key, "model") == queue.encode():
+            _check_record(client, key.decode(), leases, cancel, queued | delayed)
+
+
+def _check_record(
+    client: redis.Redis, key: str, leases: set[str], cancel: set[str], waiting: set[str]
+) -> None:
+    job_id = key.rsplit(":", 1)[1]
+    raw = client.hgetall(key)
+    status = Status(raw[b"status"].decode())
+    assert (status in TERMINAL) == (job_id not in leases | waiting)
+    assert (status is Status.QUEUED) == (job_id in waiting)
+    assert (status is Status.CANCELLING) == (job_id in cancel)
+    log = [orjson.loads(line) for line in client.lrange(key + ":events", 0, -1)]
+    kinds = [EventType(event["type"]) for event in log]
+    last = int(raw[b"seq"])
+    assert [event["seq"] for event in log] == list(range(last - len(log) + 1, last + 1))
+    ends = [kind for kind in kinds if kind.is_terminal]
+    assert len(ends) == (status in TERMINAL), "not exactly one terminal event"
+    if ends:
+        assert kinds[-1] == ends[0] == f"job.{status}"
+    for part in (key, key + ":events", key + ":text"):
+        if client.exists(part):
+            assert (client.ttl(part) > 0) == (status in TERMINAL)
+
+
+def _names(raw: object) -> set[str]:
+    return {name.decode() for name in raw}  # type: ignore[attr-defined]
+
+
+def _counts(raw: dict[bytes, bytes]) -> dict[str, int]:
+    counts = {name.decode(): int(value) for name, value in raw.items()}
+    assert all(count > 0 for count in counts.values()), "a counter at zero was kept"
+    return counts

@@ -1,0 +1,196 @@
+"""Who runs next: tenants by weight, bands by share, caps."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from broker.jobs import Band
+from tests.contract.harness import MODEL, Harness, policy
+
+
+def _serve(harness: Harness, count: int) -> list[tuple[str, Band]]:
+    """Run jobs one after the other; returns tenant and band in the order of their starts."""
+    order = []
+    for _ in range(count):
+        claim = harness.claim_one()
+        order.append((claim.job.tenant, claim.job.band))
+        assert harness.finish(claim)
+    return order
+
+
+def test_tenants_share_by_weight(harness: Harness) -> None:
+    for tenant, weight in (("a", 1.0), ("b", 2.0), ("c", 4.0)):
+        harness.queue.set_policy(tenant, policy(weight=weight))
+        for _ in range(90):
+            harness.submit(tenant)
+    served = Counter(tenant for tenant, _ in _serve(harness, 140))
+    assert served == {"a": 20, "b": 40, "c": 80}
+
+
+def test_shares_are_of_tokens_and_not_of_jobs(harness: Harness) -> None:
+    for _ in range(40):
+        harness.submit("small", cost=100)
+        harness.submit("large", cost=300)
+    served = Counter(tenant for tenant, _ in _serve(harness, 40))
+    assert served["small"] == pytest.approx(30, abs=1)
+
+
+def test_what_a_job_really_took_counts(harness: Harness) -> None:
+    for _ in range(60):
+        harness.submit("frugal", cost=1_000)
+        harness.submit("greedy", cost=1_000)
+    served: Counter[str] = Counter()
+    for _ in range(60):
+        claim = harness.claim_one()
+        served[claim.job.tenant] += 1
+        harness.finish(claim, tokens=250 if claim.job.tenant == "frugal" else 1_000)
+    assert served["frugal"] == pytest.approx(48, abs=2)
+
+
+def test_a_newcomer_does_not_wait_behind_a_hoarder(harness: Harness) -> None:
+    for _ in range(300):
+        harness.submit("hoarder")
+    _serve(harness, 100)
+    for _ in range(5):
+        harness.submit("newcomer")
+    order = [tenant for tenant, _ in _serve(harness, 12)]
+    assert order.count("newcomer") == 5
+    assert "newcomer" in order[:2]
+    assert order[:10].count("newcomer") == 5
+
+
+def test_idling_saves_up_nothing(harness: Harness) -> None:
+    harness.submit("idler")
+    for _ in range(200):
+        harness.submit("busy")
+    _serve(harness, 101)
+    for _ in range(50):
+        harness.submit("idler")
+    served = Counter(tenant for tenant, _ in _serve(harness, 40))
+    assert served["idler"] == pytest.approx(20, abs=1)
+
+
+def test_a_refund_does_not_hold_up_a_newcomer(harness: Harness) -> None:
+    for _ in range(100):
+        harness.submit("hoarder", cost=1_000)
+    for claim in harness.claim(30):
+        harness.submit("newcomer", cost=1_000)
+        harness.finish(claim, tokens=10)
+    order = [claim.job.tenant for claim in harness.claim(4)]
+    assert order.count("newcomer") == 2
+
+
+def test_higher_bands_go_first_and_lower_ones_keep_their_shares(harness: Harness) -> None:
+    for band in Band:
+        for n in range(200):
+            harness.submit(f"t{n % 3}", band=band)
+    order = [band for _, band in _serve(harness, 200)]
+    assert order[0] is Band.INTERACTIVE
+    served = Counter(order)
+    assert served[Band.INTERACTIVE] == pytest.approx(150, abs=2)
+    assert served[Band.STANDARD] == pytest.approx(40, abs=2)
+    assert served[Band.BATCH] == pytest.approx(10, abs=2)
+
+
+def test_two_backlogged_bands_split_the_shares_of_two(harness: Harness) -> None:
+    for _ in range(150):
+        harness.submit(band=Band.STANDARD)
+        harness.submit(band=Band.BATCH)
+    served = Counter(band for _, band in _serve(harness, 100))
+    assert served[Band.STANDARD] == pytest.approx(80, abs=2)
+
+
+def test_a_band_alone_is_owed_nothing_later(harness: Harness) -> None:
+    for _ in range(50):
+        harness.submit(band=Band.BATCH)
+    _serve(harness, 50)
+    for _ in range(10):
+        harness.submit(band=Band.INTERACTIVE)
+    harness.submit(band=Band.BATCH)
+    assert [band for _, band in _serve(harness, 8)] == [Band.INTERACTIVE] * 8
+
+
+def test_a_lower_band_runs_at_once_when_it_is_alone(harness: Harness) -> None:
+    harness.submit(band=Band.BATCH)
+    assert harness.claim_one().job.band is Band.BATCH
+
+
+def test_a_cap_holds_and_others_go_on(harness: Harness) -> None:
+    harness.queue.set_policy("a", policy(max_in_flight=2))
+    for _ in range(5):
+        harness.submit("a")
+    harness.submit("a", band=Band.BATCH)
+    harness.submit("b")
+    claims = harness.claim(9)
+    assert Counter(claim.job.tenant for claim in claims) == {"a": 2, "b": 1}
+    assert harness.claim(9) == []
+    harness.submit("a")
+    assert harness.claim(9) == []
+    harness.finish(next(claim for claim in claims if claim.job.tenant == "a"))
+    assert [claim.job.tenant for claim in harness.claim(9)] == ["a"]
+
+
+@pytest.mark.parametrize("way", ["requeue", "expiry"])
+def test_a_slot_is_free_again_however_the_job_ends(harness: Harness, way: str) -> None:
+    harness.queue.set_policy("a", policy(max_in_flight=1))
+    ids = [harness.submit("a") for _ in range(2)]
+    claim = harness.claim_one()
+    if way == "requeue":
+        harness.queue.requeue(claim)
+    else:
+        harness.advance(11_000)
+    assert [claim.job.id for claim in harness.claim(9)] == ids[:1]
+
+
+def test_raising_a_cap_lets_a_parked_tenant_run(harness: Harness) -> None:
+    harness.queue.set_policy("a", policy(max_in_flight=1))
+    for _ in range(4):
+        harness.submit("a")
+    harness.claim(9)
+    harness.queue.set_policy("a", policy(max_in_flight=3))
+    assert len(harness.claim(9)) == 2
+    harness.queue.set_policy("a", None)
+    assert len(harness.claim(9)) == 1
+
+
+def test_lowering_a_cap_holds_from_the_next_start_on(harness: Harness) -> None:
+    for _ in range(6):
+        harness.submit("a")
+    claims = harness.claim(3)
+    harness.queue.set_policy("a", policy(max_in_flight=2))
+    assert harness.claim(9) == []
+    for claim in claims[:2]:
+        harness.finish(claim)
+    assert len(harness.claim(9)) == 1
+
+
+def test_caps_are_per_queue(harness: Harness) -> None:
+    harness.queue.set_policy("a", policy(max_in_flight=1))
+    harness.submit("a")
+    harness.submit("a", model="embedder")
+    assert len(harness.claim(9)) == 1
+    assert len(harness.queue.claim("embedder", "w1", limit=9)) == 1
+
+
+def test_a_cancelled_job_that_never_ran_costs_nothing(harness: Harness) -> None:
+    doomed = [harness.submit("a", cost=1_000_000) for _ in range(3)]
+    for job_id in doomed:
+        harness.queue.cancel(job_id)
+    for _ in range(10):
+        harness.submit("a")
+        harness.submit("b")
+    served = Counter(tenant for tenant, _ in _serve(harness, 10))
+    assert served == {"a": 5, "b": 5}
+
+
+def test_odd_tenant_names(harness: Harness) -> None:
+    names = ["a|b", "*", "a:b", "interactive", "with space", "ü", "100|batch|x", "{x}"]
+    for name in names:
+        harness.submit(name)
+    claims = harness.claim(20)
+    assert sorted(claim.job.tenant for claim in claims) == sorted(names)
+    assert {row.tenant for row in harness.queue.stats(MODEL).top_tenants} == set(names)
+    for claim in claims:
+        assert harness.queue.requeue(claim)
