@@ -179,10 +179,11 @@ class Calls:
     def emit(self, queue: str, deltas: Sequence[Delta]) -> Call[list[str]]:
         flat: list[Arg] = []
         for delta in deltas:
-            flat += (delta.job_id, delta.attempt, -1, delta.text.encode(errors="replace"))
+            start = -1 if delta.start is None else delta.start
+            flat += (delta.job_id, delta.attempt, start, delta.text.encode(errors="replace"))
         return _script(
             scripts.EMIT, lambda reply, _: [raw.decode() for raw in reply], (keys.base(queue),),
-            *flat, repeatable=False,
+            *flat, repeatable=all(delta.start is not None for delta in deltas),
         )  # fmt: skip
 
     def complete(self, claim: Claim, outcome: Outcome, *, dead_code: str = "") -> Call[bool]:
@@ -353,7 +354,9 @@ def pack(commands: Sequence[Sequence[Arg]]) -> bytes:
     return b"".join(parts)
 
 
-def _pairs(flat: list[bytes]) -> dict[bytes, bytes]:
+def _pairs(flat: list[bytes] | dict[bytes, bytes]) -> dict[bytes, bytes]:
+    if isinstance(flat, dict):  # A client that speaks RESP3.
+        return flat
     items = iter(flat)
     return dict(zip(items, items, strict=True))
 

@@ -245,3 +245,6 @@ class Delta:
     job_id: str
     attempt: int
     text: str
+    #: Bytes (UTF-8) of the attempt's text before this piece. With it a piece that is sent again,
+    #: alone or as the beginning of a longer one, is not published twice; None: not checked.
+    start: int | None = None

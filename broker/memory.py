@@ -210,11 +210,18 @@ class MemoryQueue:
             for delta in deltas:
                 if self._lease(queue, delta.job_id, delta.attempt) is None:
                     stale.append(delta.job_id)
-                elif delta.text:
+                elif fresh := self._fresh(delta):
                     record = self._records[delta.job_id]
-                    record.text += delta.text
-                    self._advance(record, EventType.DELTA, delta.text)
+                    record.text += fresh
+                    self._advance(record, EventType.DELTA, fresh)
             return stale
+
+    def _fresh(self, delta: Delta) -> str:
+        """What of a piece wasn't brought before."""
+        if delta.start is None:
+            return delta.text
+        known = len(self._records[delta.job_id].text.encode())
+        return delta.text.encode()[max(known - delta.start, 0) :].decode()
 
     def complete(self, claim: Claim, outcome: Outcome) -> bool:
         return self._end(claim, outcome, dead=False)

@@ -89,3 +89,14 @@ def test_a_long_log_is_trimmed_and_says_so(harness: Harness) -> None:
     assert harness.queue.events(job_id, after=log[0].seq - 2)[1] is False
     assert harness.queue.events(job_id, after=log[0].seq - 1) == (log, True)
     assert harness.queue.text(job_id) == "x" * 1_000
+
+
+def test_a_piece_sent_again_is_published_once(harness: Harness) -> None:
+    job_id = harness.submit(stream=True)
+    harness.claim_one()
+    size = len("é".encode())
+    for text, start in (("é", 0), ("é", 0), ("éa", 0), ("b", size + 1), ("ab", size)):
+        delta = Delta(job_id=job_id, attempt=1, text=text, start=start)
+        assert harness.queue.emit(MODEL, [delta]) == []
+    assert harness.queue.text(job_id) == "éab"
+    assert [event.text for event in harness.log(job_id)[2:]] == ["é", "a", "b"]
