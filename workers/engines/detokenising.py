@@ -17,7 +17,7 @@ class Detokeniser:
 
     def __init__(self, tokenizer: Any) -> None:
         #: A `tokenizers.Tokenizer`.
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._tokens: list[int] = []
         #: Shown text ends at `_read`; decoding starts at `_from`.
         self._from = self._read = 0
@@ -45,5 +45,5 @@ class Detokeniser:
         return text[len(shown) :]
 
     def _decode(self, tokens: list[int]) -> str:
-        text: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
+        text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
         return text

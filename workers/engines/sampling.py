@@ -164,7 +164,7 @@ def _invert(weights: torch.Tensor) -> torch.Tensor:
     if size % _BLOCK:
         weights = torch.nn.functional.pad(weights, (0, _BLOCK - size % _BLOCK))
     blocks = weights.view(rows, -1, _BLOCK)
-    ends = blocks.sum(dim=-1, dtype=torch.float64).cumsum(dim=-1)
+    ends = blocks.sum(dim=-1).cumsum(dim=-1, dtype=torch.float64)
     point = torch.rand(rows, 1, dtype=torch.float64) * ends[:, -1:]
     block = torch.searchsorted(ends, point, right=True).clamp(max=ends.size(-1) - 1)
     start = torch.where(block > 0, ends.gather(-1, (block - 1).clamp(min=0)), 0.0)

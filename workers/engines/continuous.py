@@ -1,0 +1,305 @@
+"""Chat and completions: iteration-level batching on a paged KV cache, by transformers.
+
+A short answer leaves the batch early and a new request joins at the next step. This module admits
+requests, turns tokens into text, ends requests at stop strings and on cancel, and rebuilds the loop
+when it has died.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import torch
+
+from config.catalogue import ModelSpec
+from config.logs import get_logger
+from workers.admission import Generation, Limits, Sampling, admit_generation, admit_prompt
+from workers.engine import (
+    EngineError,
+    EngineLostError,
+    EngineRequest,
+    EngineResult,
+    RequestCancelledError,
+)
+from workers.engines.answers import Answer
+from workers.engines.batching import BatchingLoop, batching_config
+from workers.loader import device, dtype_for, load_model, load_tokenizer
+from workers.prompts import PromptBuilder
+from workers.supervision import Pulse, Watchdog
+
+log = get_logger(__name__)
+
+#: The loop is rebuilt this often in a row without a finished request; then the process must go.
+_MOST_LOSSES = 3
+#: After running out of memory the loop is rebuilt with this part of it.
+_SHRINK = 0.75
+#: Longest wait for a warm-up request.
+_WARM_UP_S = 300.0
+
+
+class ContinuousEngine:
+    """One causal language model on one device."""
+
+    name = "transformers"
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        folder: Path,
+        *,
+        threads: int = 0,
+        stall_s: float = 60.0,
+        on_step: Callable[[int], None] | None = None,
+        on_lost: Callable[[], None] | None = None,
+        on_dead: Callable[[], None] | None = None,
+    ) -> None:
+        self.capacity = spec.max_batch
+        self._spec = spec
+        self._folder = folder
+        self._threads = threads or os.cpu_count() or 1
+        self._on_step = on_step or (lambda _: None)
+        self._on_lost = on_lost or (lambda: None)
+        self._on_dead = on_dead or (lambda: None)
+        self._watchdog = Watchdog(self._pulse, self._revive, stall_s=stall_s)
+        #: Held while the loop is replaced.
+        self._lifecycle = threading.Lock()
+        self._lock = threading.Lock()
+        self._answers: dict[str, Answer] = {}
+        #: The engine's names of requests, by the caller's.
+        self._names: dict[str, str] = {}
+        self._numbers = itertools.count(1)
+        self._inbox: SimpleQueue[list[Any] | None] = SimpleQueue()
+        self._delivery = threading.Thread(target=self._deliver, name="delivery", daemon=True)
+        self._loop: BatchingLoop | None = None
+        self._steps_before = 0
+        self._losses = 0
+        self._part = 1.0
+        self._dead = False
+
+    # -- the engine's contract ---------------------------------------------------------------------
+    def start(self) -> None:
+        where = device()
+        self._model: Any = load_model(
+            self._spec, self._folder, dtype=dtype_for(self._spec, where), where=where
+        )
+        tokenizer = load_tokenizer(self._folder)
+        self._prompts = PromptBuilder(tokenizer)
+        self._limits = Limits(
+            context_tokens=self._spec.context_tokens,
+            output_tokens=self._spec.output_limit,
+            vocabulary=self._model.config.get_text_config().vocab_size,
+        )
+        # Two threads that both compute in parallel make each other's wait asleep; the loop is the
+        # one that may.
+        torch.set_num_threads(1)
+        self._delivery.start()
+        self._loop = self._new_loop()
+        self._ends = frozenset(_as_list(self._loop.generation_config.eos_token_id))
+        self._warm_up()
+        self._measure()
+        self._watchdog.start()
+
+    def submit(self, request: EngineRequest) -> Future[EngineResult]:
+        prompt, param = self._prompts.prompt(request.endpoint, request.body)
+        admit_prompt(prompt, self._limits, param=param)
+        generation = admit_generation(request.body, len(prompt), self._limits, param=param)
+        return self._begin(request.id, prompt, generation, request.on_text)
+
+    def cancel(self, request_id: str) -> None:
+        with self._lock:
+            name = self._names.pop(request_id, None)
+            answer = self._answers.pop(name, None) if name is not None else None
+        loop = self._loop
+        if name is None or answer is None or loop is None:
+            return
+        result = answer.cut(loop.generated(name), loop.cached.pop(name, 0))
+        loop.cancel_request(name)
+        answer.future.set_exception(RequestCancelledError(result))
+
+    @property
+    def steps(self) -> int:
+        loop = self._loop
+        return self._steps_before + (loop.steps if loop is not None else 0)
+
+    @property
+    def alive(self) -> bool:
+        return not self._dead and self._loop is not None
+
+    def stop(self) -> None:
+        self._watchdog.stop()
+        with self._lifecycle:
+            if self._loop is not None:
+                self._loop.abandon()
+                self._loop.join(0.0, timeout=5.0)
+        self._fail_all(EngineLostError("the engine has stopped"))
+        self._inbox.put(None)
+        if self._delivery.is_alive():
+            self._delivery.join()
+
+    # -- requests ----------------------------------------------------------------------------------
+    def _begin(
+        self,
+        request_id: str,
+        prompt: list[int],
+        generation: Generation,
+        on_text: Callable[[str], None] | None,
+    ) -> Future[EngineResult]:
+        answer = Answer(
+            prompt=prompt,
+            generation=generation,
+            tokenizer=self._prompts.template,
+            end_tokens=self._ends,
+            on_text=on_text,
+        )
+        name = f"{request_id}#{next(self._numbers)}"
+        with self._lifecycle:
+            loop = self._loop
+            if loop is None or self._dead:
+                raise EngineLostError("the engine has stopped")
+            with self._lock:
+                self._answers[name] = answer
+                self._names[request_id] = name
+            accepted = loop.add(
+                name,
+                prompt,
+                max_tokens=generation.max_tokens,
+                sampling=generation.sampling,
+                every_token=answer.every_token,
+            )
+        if not accepted:
+            # The loop has just died; the watchdog will say so to the others.
+            self._take(name)
+            raise EngineLostError("the engine was lost")
+        return answer.future
+
+    def _take(self, name: str) -> Answer | None:
+        """The answer, which from now on is the caller's to end."""
+        with self._lock:
+            self._names.pop(name.rpartition("#")[0], None)
+            return self._answers.pop(name, None)
+
+    # -- the delivery thread -----------------------------------------------------------------------
+    def _deliver(self) -> None:
+        while (outputs := self._inbox.get()) is not None:
+            for output in outputs:
+                try:
+                    self._handle(output)
+                except Exception as error:
+                    log.exception("answer_failed")
+                    if (answer := self._take(output.request_id)) is not None:
+                        answer.future.set_exception(error)
+
+    def _handle(self, output: Any) -> None:
+        name = output.request_id
+        answer = self._answers.get(name)
+        loop = self._loop
+        if answer is None or loop is None:
+            return
+        if output.error is not None:
+            # With the whole loop dying the watchdog ends the request, as lost.
+            if loop.accepts and self._take(name) is not None:
+                answer.future.set_exception(EngineError("internal_error", "the request failed"))
+            return
+        if not output.is_finished():
+            answer.take(output.generated_tokens)
+            if not answer.stopped:
+                return
+            loop.cancel_request(name)
+        if self._take(name) is None:
+            return
+        result = answer.finish(output.generated_tokens, loop.cached.pop(name, 0))
+        self._losses = 0
+        answer.future.set_result(result)
+
+    # -- the loop's life ---------------------------------------------------------------------------
+    def _new_loop(self) -> BatchingLoop:
+        loop = BatchingLoop(
+            self._model,
+            batching_config(self._spec, self._model.device, part=self._part),
+            deliver=self._inbox.put,
+            on_step=self._on_step,
+            threads=self._threads,
+        )
+        loop.start()
+        return loop
+
+    def _warm_up(self) -> None:
+        """The first steps of each kind cost seconds; nobody's request shall pay them."""
+        prompt = [token % self._limits.vocabulary for token in range(3, 51)]
+        for sampling in (Sampling(temperature=0.0), Sampling(temperature=1.0, top_p=0.9)):
+            generation = Generation(max_tokens=4, sampling=sampling, stop=())
+            self._begin("warm-up", prompt, generation, None).result(timeout=_WARM_UP_S)
+
+    def _measure(self) -> None:
+        """Admission by the cache as it was really made."""
+        assert self._loop is not None
+        self._limits = Limits(
+            context_tokens=self._limits.context_tokens,
+            output_tokens=self._limits.output_tokens,
+            vocabulary=self._limits.vocabulary,
+            cache_tokens=self._loop.capacity_tokens,
+        )
+
+    def _pulse(self) -> Pulse:
+        loop = self._loop
+        return Pulse(
+            alive=loop is not None and loop.accepts,
+            running=len(self._answers),
+            steps=self.steps,
+        )
+
+    def _revive(self, reason: str) -> None:
+        """Called by the watchdog: end the requests of a dead loop as lost, and start a new one."""
+        if self._dead:
+            return
+        with self._lifecycle:
+            old = self._loop
+            assert old is not None
+            failure = old.failure
+            log.error(
+                "engine_lost",
+                model=self._spec.name,
+                reason=reason,
+                error=type(failure).__name__ if failure else "",
+                requests=len(self._answers),
+            )
+            self._on_lost()
+            self._losses += 1
+            if isinstance(failure, torch.OutOfMemoryError | MemoryError):
+                self._part *= _SHRINK
+            old.abandon()
+            old.join(0.0, timeout=1.0)
+            stuck = old.is_running()
+            self._steps_before += old.steps
+            self._fail_all(EngineLostError("the engine was lost"))
+            # A thread stuck inside the model can't be ended, and two can't share it.
+            self._dead = stuck or self._losses >= _MOST_LOSSES
+            if not self._dead:
+                del old
+                self._loop = None
+                try:
+                    self._loop = self._new_loop()
+                except Exception:
+                    log.exception("engine_not_rebuilt", model=self._spec.name)
+                    self._dead = True
+        if self._dead:
+            self._on_dead()
+
+    def _fail_all(self, error: Exception) -> None:
+        with self._lock:
+            answers = list(self._answers.values())
+            self._answers.clear()
+            self._names.clear()
+        for answer in answers:
+            answer.future.set_exception(error)
+
+
+def _as_list(value: int | list[int]) -> list[int]:
+    return value if isinstance(value, list) else [value]
