@@ -24,9 +24,10 @@ from config.settings import Database, SettingsError
 #: Longest a statement, a lock or a connection attempt may take; a caller never hangs on SQL.
 _TIMEOUT_S: Final = 5
 
-#: Execution option of connections that write; SQLite then locks at BEGIN, so that two writers
-#: wait for each other instead of failing when the second one upgrades its read lock.
-_WRITES: Final = "forebay_writes"
+#: Execution option of connections that write: how long they wait for others. SQLite then locks at
+#: BEGIN, so that two writers wait for each other instead of failing when the second one upgrades
+#: its read lock.
+_WRITES: Final = "forebay_writes_s"
 
 
 def make_engine(settings: Database) -> Engine:
@@ -39,7 +40,7 @@ def make_engine(settings: Database) -> Engine:
 
 
 def _sqlite(url: URL) -> Engine:
-    engine = create_engine(url, connect_args={"timeout": _TIMEOUT_S}, hide_parameters=True)
+    engine = create_engine(url, hide_parameters=True)
 
     @event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: Any) -> None:
@@ -52,8 +53,9 @@ def _sqlite(url: URL) -> Engine:
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        writes = connection.get_execution_options().get(_WRITES)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+        wait_s = connection.get_execution_options().get(_WRITES)
+        connection.exec_driver_sql(f"PRAGMA busy_timeout={(wait_s or _TIMEOUT_S) * 1000}")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if wait_s else "BEGIN")
 
     return engine
 
@@ -110,11 +112,18 @@ def reading(engine: Engine) -> Iterator[Connection]:
 
 
 @contextmanager
-def writing(engine: Engine) -> Iterator[Connection]:
-    """A transaction that is committed at the end, unless an exception leaves it."""
+def writing(engine: Engine, *, wait_s: int = _TIMEOUT_S) -> Iterator[Connection]:
+    """A transaction that is committed at the end, unless an exception leaves it.
+
+    `wait_s` is the longest wait for other writers; a longer one than usual is for work that may
+    itself take long, which is then not cut short.
+    """
     with _translated(), engine.connect() as connection:
-        connection = connection.execution_options(**{_WRITES: True})
+        connection = connection.execution_options(**{_WRITES: wait_s})
         with connection.begin():
+            if wait_s > _TIMEOUT_S and connection.dialect.name == "postgresql":
+                connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+                connection.exec_driver_sql(f"SET LOCAL lock_timeout = {wait_s * 1000}")
             yield connection
 
 

@@ -39,6 +39,8 @@ _USE_INTERVAL_S: Final = 60.0
 _RETRY_S: Final = (0.1, 2.0)
 #: A subscription waits this long for a notice before it looks whether its connection still lives.
 _LISTEN_S: Final = 1.0
+#: A task that goes on after a cancel is cancelled again.
+_CANCEL_S: Final = 0.1
 #: Longest a stop waits for the database.
 _STOP_S: Final = 2.0
 
@@ -116,19 +118,25 @@ class Directory:
 
     async def stop(self) -> None:
         """Stop following changes and write down the last uses."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        pending = set(self._tasks)
+        while pending:
+            # Again and again: `wait_for` of Python 3.11, which redis-py sends through, loses a
+            # cancel that comes together with its result.
+            for task in pending:
+                task.cancel()
+            _, pending = await asyncio.wait(pending, timeout=_CANCEL_S)
         self._tasks = []
         with contextlib.suppress(AccountsError, TimeoutError):
-            await asyncio.wait_for(self._write_uses(), _STOP_S)
+            async with asyncio.timeout(_STOP_S):
+                await self._write_uses()
         self._thread.shutdown(wait=False)
 
     # -- following --------------------------------------------------------------------------------
     async def _keep_fresh(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), self._refresh_s)
+                async with asyncio.timeout(self._refresh_s):
+                    await self._wake.wait()
             # Cleared before the look: a notice that comes during it asks for another one.
             self._wake.clear()
             await self._refresh()

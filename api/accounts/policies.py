@@ -56,7 +56,8 @@ class PolicyMirror:
             else:
                 failing = False
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), _RETRY_S if failing else _INTERVAL_S)
+                async with asyncio.timeout(_RETRY_S if failing else _INTERVAL_S):
+                    await self._wake.wait()
 
     async def bring(self, accounts: Iterable[Account]) -> int:
         """Publish each policy that Redis doesn't have; returns how many."""

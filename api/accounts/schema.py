@@ -15,6 +15,8 @@ from api.accounts.errors import SchemaError
 
 #: PostgreSQL advisory lock held while migrating (any number nobody else uses).
 _LOCK: Final = 0x464F5245
+#: Longest wait for another process that migrates.
+_WAIT_S: Final = 60
 
 
 def upgrade(engine: Engine) -> tuple[str | None, str]:
@@ -24,7 +26,7 @@ def upgrade(engine: Engine) -> tuple[str | None, str]:
     Raises `SchemaError` on a schema newer than this version of Forebay knows.
     """
     create_file(engine)
-    with writing(engine) as connection:
+    with writing(engine, wait_s=_WAIT_S) as connection:
         if connection.dialect.name == "postgresql":
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
         found = _revision(connection)
