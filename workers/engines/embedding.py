@@ -13,7 +13,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from workers.engine import (
     EngineResult,
     RequestCancelledError,
 )
+from workers.engines.bucketing import Piece, WaitingInputs, next_batch
 from workers.engines.pooling import Pooling
 from workers.loader import device, dtype_for, load_model, load_tokenizer
 from workers.prompts import PromptBuilder
@@ -38,8 +38,6 @@ log = get_logger(__name__)
 
 #: Tokens of one batch, padding included.
 BATCH_TOKENS = 8192
-#: Inputs looked at when a batch is put together.
-WINDOW = 256
 #: Longest wait for company while several requests are about.
 MAX_WAIT_S = 0.002
 #: Reduced precision is used only when its vectors are at least this near to float32's (cosine).
@@ -51,27 +49,6 @@ _SAMPLES = (
     "How do I reset my password when I no longer have access to the e-mail address I used?",
     "SELECT id FROM jobs WHERE status = 'queued' ORDER BY created_ms LIMIT 10;",
 )
-
-
-@dataclass(eq=False, slots=True)
-class _Waiting:
-    request_id: str
-    inputs: list[list[int]]
-    future: Future[EngineResult] = field(default_factory=Future)
-    vectors: dict[int, list[float]] = field(default_factory=dict)
-    #: Inputs handed to a batch so far.
-    taken: int = 0
-    cancelled: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    owner: _Waiting
-    index: int
-
-    @property
-    def tokens(self) -> list[int]:
-        return self.owner.inputs[self.index]
 
 
 class EmbeddingEngine:
@@ -94,8 +71,8 @@ class EmbeddingEngine:
         self._on_step = on_step or (lambda _: None)
         self._changed = threading.Condition()
         #: Requests with inputs that are in no batch yet; the oldest first.
-        self._waiting: deque[_Waiting] = deque()
-        self._running: dict[str, _Waiting] = {}
+        self._waiting: deque[WaitingInputs] = deque()
+        self._running: dict[str, WaitingInputs] = {}
         self._thread = threading.Thread(target=self._loop, name="embedding-engine", daemon=True)
         self._batch_tokens = BATCH_TOKENS
         self._company = False
@@ -122,7 +99,7 @@ class EmbeddingEngine:
         self.submit(EngineRequest(id="warm-up", endpoint="", body=warm)).result()
 
     def submit(self, request: EngineRequest) -> Future[EngineResult]:
-        waiting = _Waiting(request.id, self._tokens(request.body["input"]))
+        waiting = WaitingInputs(request.id, self._tokens(request.body["input"]))
         with self._changed:
             if self._stopping:
                 raise EngineLostError("the engine has stopped")
@@ -136,7 +113,6 @@ class EmbeddingEngine:
             waiting = self._running.pop(request_id, None)
             if waiting is None:
                 return
-            waiting.cancelled = True
             if waiting in self._waiting:
                 self._waiting.remove(waiting)
         waiting.future.set_exception(
@@ -160,11 +136,11 @@ class EmbeddingEngine:
         self._end(list(self._running.values()), EngineLostError("the engine has stopped"))
 
     # -- admission ---------------------------------------------------------------------------------
-    def _tokens(self, inputs: list[str] | list[list[int]]) -> list[list[int]]:
+    def _tokens(self, inputs: list[Any]) -> list[list[int]]:
         """Token ids of each input with the marks the model was trained with. Never truncates."""
         tokenised = []
         for index, item in enumerate(inputs):
-            inner: list[int] = self._encode(item) if isinstance(item, str) else list(item)
+            inner: list[int] = self._encode(item) if isinstance(item, str) else item
             admit_prompt(inner, self._limits, param="input")
             tokens = [*self._before, *inner, *self._after]
             if len(tokens) > self._limits.context_tokens:
@@ -187,43 +163,18 @@ class EmbeddingEngine:
                     return
                 if self._company:
                     self._await_company()
-                batch = self._next_batch()
+                batch = next_batch(self._waiting, self._batch_tokens)
             if batch:
                 self._run(batch)
 
     def _await_company(self) -> None:
         deadline = time.monotonic() + MAX_WAIT_S
         while (left := deadline - time.monotonic()) > 0 and not self._stopping:
-            if sum(map(_open_tokens, self._waiting)) >= self._batch_tokens:
+            if sum(waiting.open_tokens for waiting in self._waiting) >= self._batch_tokens:
                 return
             self._changed.wait(left)
 
-    def _next_batch(self) -> list[_Piece]:
-        """Inputs of similar length, among them the oldest one; taken off the waiting requests."""
-        window = self._window()
-        if not window:
-            return []
-        oldest = window[0]
-        window.sort(key=lambda piece: len(piece.tokens))
-        low = high = window.index(oldest)
-        # Grow around the oldest, shorter ones first: they cost no padding to those in already.
-        while low > 0 and self._fits(window[low - 1 : high + 1]):
-            low -= 1
-        while high + 1 < len(window) and self._fits(window[low : high + 2]):
-            high += 1
-        batch = window[low : high + 1]
-        chosen = {(piece.owner, piece.index) for piece in batch}
-        for waiting in list(self._waiting):
-            while (waiting, waiting.taken) in chosen:
-                waiting.taken += 1
-            if waiting.taken == len(waiting.inputs):
-                self._waiting.remove(waiting)
-        return batch
-
-    def _fits(self, batch: list[_Piece]) -> bool:
-        return len(batch) * len(batch[-1].tokens) <= self._batch_tokens
-
-    def _run(self, batch: list[_Piece]) -> None:
+    def _run(self, batch: list[Piece]) -> None:
         try:
             vectors = self._embed(self._model, [piece.tokens for piece in batch])
         except (torch.OutOfMemoryError, MemoryError):
@@ -250,7 +201,7 @@ class EmbeddingEngine:
             if len(owner.vectors) == len(owner.inputs):
                 self._finish(owner)
 
-    def _finish(self, waiting: _Waiting) -> None:
+    def _finish(self, waiting: WaitingInputs) -> None:
         with self._changed:
             if self._running.pop(waiting.request_id, None) is not waiting:
                 return
@@ -261,7 +212,7 @@ class EmbeddingEngine:
             )
         )
 
-    def _end(self, requests: list[_Waiting], error: Exception) -> None:
+    def _end(self, requests: list[WaitingInputs], error: Exception) -> None:
         for waiting in dict.fromkeys(requests):
             with self._changed:
                 mine = self._running.pop(waiting.request_id, None) is waiting
@@ -296,25 +247,9 @@ class EmbeddingEngine:
             mask[row, : len(tokens)] = 1
         ids, mask = ids.to(self._device), mask.to(self._device)
         hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state
-        vectors: list[list[float]] = self._pooling(hidden.float(), mask).tolist()
-        return vectors
-
-    def _window(self) -> list[_Piece]:
-        """Up to `WINDOW` open inputs, one of each request in turn, the oldest request's first."""
-        pieces: list[_Piece] = []
-        open_requests = [(waiting, waiting.taken) for waiting in self._waiting]
-        while open_requests and len(pieces) < WINDOW:
-            pieces += [_Piece(waiting, index) for waiting, index in open_requests]
-            open_requests = [
-                (waiting, index + 1)
-                for waiting, index in open_requests
-                if index + 1 < len(waiting.inputs)
-            ]
-        return pieces[:WINDOW]
-
-
-def _open_tokens(waiting: _Waiting) -> int:
-    return sum(map(len, waiting.inputs[waiting.taken :]))
+        # Nine decimals are finer than float32 here, and half as long in JSON as a float64.
+        vectors = self._pooling(hidden.float(), mask).double().round(decimals=9)
+        return vectors.tolist()
 
 
 def _surroundings(prompts: PromptBuilder) -> tuple[list[int], list[int]]:
@@ -327,5 +262,5 @@ def _surroundings(prompts: PromptBuilder) -> tuple[list[int], list[int]]:
     return [], []
 
 
-def _usage(waiting: _Waiting) -> Usage:
+def _usage(waiting: WaitingInputs) -> Usage:
     return Usage(input_tokens=sum(map(len, waiting.inputs)))
