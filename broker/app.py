@@ -23,6 +23,9 @@ from config.settings import Settings
 #: Celery's own log lines per job; the worker's say the same, with tenant and attempt.
 _CHATTY = ("celery.worker.strategy", "celery.app.trace")
 
+#: How often the connections of the event loop are probed (s).
+HEALTH_CHECK_S = 5
+
 
 class JobTask(celery.Task):  # type: ignore[misc]
     """Base of `forebay.run_job`: leases, not Celery, decide about acknowledgement and stopping."""
@@ -73,6 +76,8 @@ def configuration(settings: Settings, model_queues: frozenset[str]) -> dict[str,
             "socket_timeout": settings.redis.timeout_s,
             "socket_connect_timeout": settings.redis.timeout_s,
             "socket_keepalive": True,
+            # A connection that fell silent is dropped after twice this and a second.
+            "health_check_interval": HEALTH_CHECK_S,
         },
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,

@@ -1,9 +1,10 @@
-"""One lease: a job this process may work on until the lease is lost."""
+"""A lease (a job this process may work on until the lease is lost), and the table of them."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from time import monotonic
 
 from broker.jobs import Claim
 from config.logs import get_logger
@@ -26,7 +27,7 @@ class Lease:
         "thread",
     )
 
-    def __init__(self, claim: Claim, *, now: float) -> None:
+    def __init__(self, claim: Claim) -> None:
         self.claim = claim
         #: The job's thread has taken it up.
         self.started = False
@@ -37,7 +38,7 @@ class Lease:
         #: The thread that runs the job.
         self.thread: threading.Thread | None = None
         #: Monotonic times (s) of the claim and of the last renewal.
-        self.taken = self.renewed = now
+        self.taken = self.renewed = monotonic()
         self._lock = threading.Lock()
         self._callbacks: list[Callable[[], None]] = []
 
@@ -53,7 +54,7 @@ class Lease:
     def on_stop(self, callback: Callable[[], None]) -> None:
         """Call back when the lease is lost or a cancel is wanted; at once if that is so already.
 
-        Runs in the registry's thread and must return quickly; it may be called twice (a cancelled
+        Runs in the upkeep's thread and must return quickly; it may be called twice (a cancelled
         job whose lease is lost later).
         """
         with self._lock:
@@ -74,3 +75,58 @@ class Lease:
                 callback()
             except Exception:
                 log.exception("stop_callback_failed", job_id=self.claim.job.id)
+
+
+class LeaseTable:
+    """The leases of a process by job id. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._leases: dict[str, Lease] = {}
+
+    def __len__(self) -> int:
+        return len(self._leases)
+
+    def add(self, claim: Claim) -> bool:
+        """False when the process still has an earlier attempt of the job."""
+        with self._lock:
+            if claim.job.id in self._leases:
+                return False
+            self._leases[claim.job.id] = Lease(claim)
+            return True
+
+    def find(self, job_id: str) -> Lease | None:
+        return self._leases.get(job_id)
+
+    def start(self, job_id: str) -> Lease:
+        """The calling thread takes the job up. Raises `KeyError` when there is none to take."""
+        with self._lock:
+            lease = self._leases[job_id]
+            if lease.started:
+                raise KeyError(job_id)
+            lease.thread = threading.current_thread()
+            lease.started = True
+            return lease
+
+    def remove(self, lease: Lease, *, unless_started: bool = False) -> bool:
+        """False when it isn't there (any more), or was started in the meantime."""
+        with self._lock:
+            if self._leases.get(lease.claim.job.id) is not lease:
+                return False
+            if unless_started and lease.started:
+                return False
+            del self._leases[lease.claim.job.id]
+            return True
+
+    def take(self, tag: str) -> Lease | None:
+        """Remove and return the lease a delivery tag `<job id>:<attempt>` names."""
+        job_id, _, attempt = tag.rpartition(":")
+        with self._lock:
+            lease = self._leases.get(job_id)
+            if lease is None or str(lease.claim.attempt) != attempt:
+                return None
+            return self._leases.pop(job_id)
+
+    def all(self) -> list[Lease]:
+        with self._lock:
+            return list(self._leases.values())

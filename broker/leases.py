@@ -1,9 +1,9 @@
 """The leases this process holds: kept alive, watched, settled and handed back.
 
-One registry per worker process, with a thread of its own that needs neither Celery's event loop
-(which stands still during a drain) nor kombu's channels (which die at a reconnect). A claim enters
-it before Celery hears of the job, and leaves it when the job's own thread has settled it; Celery's
-acknowledgement only confirms what has already happened.
+One registry per worker process, with a thread of its own (`broker.upkeep`) that needs neither
+Celery's event loop, which stands still during a drain, nor kombu's channels, which die at a
+reconnect. A claim enters it before Celery hears of the job, and leaves it when the job's own thread
+has settled it; Celery's acknowledgement only confirms what has already happened.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from queue import Empty, SimpleQueue
 
-from broker.errors import BrokerUnavailableError, JobNotFoundError
+from broker.errors import JobNotFoundError
 from broker.jobs import Claim
-from broker.lease import Lease
+from broker.lease import Lease, LeaseTable
 from broker.queue import JobQueue
 from broker.stats import WorkerStatus
+from broker.upkeep import Upkeep
 from config.logs import get_logger
 
 __all__ = ["Lease", "LeaseRegistry", "current", "install", "installed"]
@@ -40,7 +40,7 @@ RETRY_DELAY_MS = 1_000
 class LeaseRegistry:
     """All leases of one worker process.
 
-    `status` and `healthy` are asked in the registry's thread (`healthy` also in Celery's) and must
+    `status` and `healthy` are asked in the upkeep's thread (`healthy` also in Celery's) and must
     be cheap. While `healthy` is false nothing is claimed or renewed, so that other workers get the
     jobs once `ttl_s` is over.
     """
@@ -69,31 +69,28 @@ class LeaseRegistry:
         self.drained = threading.Event()
         #: Leases lost since the start.
         self.losses = 0
-        #: Called from the registry's thread when a drain begins, to wake a sleeping event loop.
+        #: Called from the upkeep's thread when a drain begins, to wake a sleeping event loop.
         self.on_drain: Callable[[], object] | None = None
-        self._tick_s = min(renew_every_s, CANCEL_LATENCY_S)
         self._status = status
         self._healthy = healthy
-        self._lock = threading.Lock()
-        self._leases: dict[str, Lease] = {}
-        #: Work for the thread; a SimpleQueue, because a signal handler may put into it. None ends.
-        self._inbox: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
-        self._hand_back_at: float | None = None
+        self._leases = LeaseTable()
         self._sweep_at = time.monotonic() + SWEEP_EVERY_S
-        self._reachable = True
-        self._thread = threading.Thread(target=self._run, name="leases", daemon=True)
+        self._upkeep = Upkeep(
+            self._tick,
+            every_s=min(renew_every_s, CANCEL_LATENCY_S),
+            last=self._leave,
+            owner=owner,
+        )
 
     # -- lifetime ---------------------------------------------------------------------------------
     def start(self) -> None:
-        """Start the thread; the first heartbeat goes out at once."""
-        self._thread.start()
+        """Begin the upkeep; the first heartbeat goes out at once."""
+        self._upkeep.start()
 
     def stop(self) -> None:
         """Hand back whatever is left, forget the worker, end the thread. Idempotent."""
         self.draining = True
-        self._inbox.put(None)
-        if self._thread.is_alive():
-            self._thread.join(timeout=self.ttl_s)
+        self._upkeep.stop(self.ttl_s)
 
     def drain(self) -> None:
         """Take no more jobs, hand back what hasn't started, and what still runs after `grace_s`.
@@ -103,12 +100,12 @@ class LeaseRegistry:
         if self.draining:
             return
         self.draining = True
-        self._hand_back_at = time.monotonic() + self.grace_s
-        self._inbox.put(self._begin_drain)
+        self._upkeep.do_at(time.monotonic() + self.grace_s, self._hand_back_all)
+        self._upkeep.do(self._begin_drain)
 
     def announce(self) -> None:
         """Send a heartbeat now, because the worker's state has changed."""
-        self._inbox.put(self._beat)
+        self._upkeep.do(self._beat)
 
     # -- claims -----------------------------------------------------------------------------------
     @property
@@ -127,17 +124,14 @@ class LeaseRegistry:
         Handed back is what comes in during a drain, and a job whose earlier attempt still winds
         down in this process.
         """
-        now = time.monotonic()
         taken: list[Claim] = []
-        with self._lock:
-            for claim in claims:
-                if self.draining:
-                    self._give_back(claim)
-                elif claim.job.id in self._leases:
-                    self._give_back(claim, delay_ms=RETRY_DELAY_MS)
-                else:
-                    self._leases[claim.job.id] = Lease(claim, now=now)
-                    taken.append(claim)
+        for claim in claims:
+            if self.draining:
+                self._give_back(claim)
+            elif self._leases.add(claim):
+                taken.append(claim)
+            else:
+                self._give_back(claim, delay_ms=RETRY_DELAY_MS)
         return taken
 
     def start_job(self, job_id: str) -> Lease:
@@ -146,40 +140,31 @@ class LeaseRegistry:
         Raises `KeyError` when the job isn't (or no longer) this process's to run; then there is
         nothing to do and nothing to write.
         """
-        with self._lock:
-            lease = self._leases[job_id]
-            if lease.started or self.draining:
-                raise KeyError(job_id)
-            lease.thread = threading.current_thread()
-            lease.started = True
-            return lease
+        if self.draining:
+            raise KeyError(job_id)
+        return self._leases.start(job_id)
 
     def settle(self, lease: Lease) -> None:
         """The job was completed, requeued or buried, or that was refused as stale."""
-        with self._lock:
-            if self._leases.get(lease.claim.job.id) is lease:
-                self._forget(lease)
+        self._leases.remove(lease)
+        self._note_drained()
 
     def cancel(self, job_id: str) -> None:
         """Stop a job on an operator's word, as a cancel through the queue does."""
-        lease = self._leases.get(job_id)
-        if lease is not None:
-            self._inbox.put(lambda: self._cancel(lease))
+        if (lease := self._leases.find(job_id)) is not None:
+            self._upkeep.do(partial(self._cancel, lease))
 
     def hand_back(self, job_id: str) -> None:
         """Give a job up, a running one too, so that another worker runs it."""
-        lease = self._leases.get(job_id)
-        if lease is not None:
-            self._inbox.put(lambda: self._hand_back(lease))
+        if (lease := self._leases.find(job_id)) is not None:
+            self._upkeep.do(partial(self._hand_back, lease))
 
     def hand_back_unstarted(self) -> int:
         """Give back, now, every job that no thread has taken up; the attempt doesn't count."""
-        with self._lock:
-            leases = [lease for lease in self._leases.values() if not lease.started]
-            for lease in leases:
-                self._forget(lease)
+        leases = [x for x in self._leases.all() if self._leases.remove(x, unless_started=True)]
         for lease in leases:
             self.queue.requeue(lease.claim, refund=True)
+        self._note_drained()
         return len(leases)
 
     # -- Celery's word ----------------------------------------------------------------------------
@@ -189,14 +174,16 @@ class LeaseRegistry:
         A lease that is still there was settled by nobody. That is a bug in the task; the job goes
         back so that it isn't lost.
         """
-        lease = self._take(tag)
+        lease = self._leases.take(tag)
+        self._note_drained()
         if lease is not None and not lease.lost.is_set():
             log.error("job_left_unsettled", job_id=lease.claim.job.id, attempt=lease.claim.attempt)
             self._give_back(lease.claim, delay_ms=RETRY_DELAY_MS, refund=False)
 
     def reject(self, tag: str, requeue: bool) -> None:
         """Celery won't run the message. The job goes back; with `requeue` at no cost to it."""
-        lease = self._take(tag)
+        lease = self._leases.take(tag)
+        self._note_drained()
         if lease is None or lease.lost.is_set():
             return
         if requeue:
@@ -205,104 +192,55 @@ class LeaseRegistry:
             log.error("job_rejected", job_id=lease.claim.job.id, attempt=lease.claim.attempt)
             self._give_back(lease.claim, delay_ms=RETRY_DELAY_MS, refund=False)
 
-    def _take(self, tag: str) -> Lease | None:
-        job_id, _, attempt = tag.rpartition(":")
-        with self._lock:
-            lease = self._leases.get(job_id)
-            if lease is None or str(lease.claim.attempt) != attempt:
-                return None
-            self._forget(lease)
-            return lease
+    def _give_back(self, claim: Claim, *, delay_ms: int = 0, refund: bool = True) -> None:
+        """Requeue in the upkeep's thread. While the broker is away the lease runs out instead."""
+        self._upkeep.do(partial(self.queue.requeue, claim, delay_ms=delay_ms, refund=refund))
 
-    def _forget(self, lease: Lease) -> None:
-        del self._leases[lease.claim.job.id]
+    def _note_drained(self) -> None:
         if self.draining and not self._leases:
             self.drained.set()
 
-    def _give_back(self, claim: Claim, *, delay_ms: int = 0, refund: bool = True) -> None:
-        """Requeue in the registry's thread. While the broker is away the lease runs out instead."""
-        self._inbox.put(lambda: self.queue.requeue(claim, delay_ms=delay_ms, refund=refund))
-
-    # -- the thread -------------------------------------------------------------------------------
-    def _run(self) -> None:
-        tick_at = time.monotonic()
-        while True:
-            wake_at = tick_at if self._hand_back_at is None else min(tick_at, self._hand_back_at)
-            try:
-                action = self._inbox.get(timeout=max(0.0, wake_at - time.monotonic()))
-            except Empty:
-                pass
-            else:
-                if action is None:
-                    break
-                self._guarded(action)
-            if self._hand_back_at is not None and time.monotonic() >= self._hand_back_at:
-                self._hand_back_at = None
-                self._hand_back_all()
-            if time.monotonic() >= tick_at:
-                self._guarded(self._tick)
-                self._give_up_overdue()
-                tick_at = time.monotonic() + self._tick_s
-        with suppress(Empty):
-            while action := self._inbox.get_nowait():
-                self._guarded(action)
-        self._hand_back_all()
-        self._guarded(lambda: self.queue.forget_worker(self.owner))
-
-    def _guarded(self, action: Callable[[], object]) -> None:
-        """Whatever goes wrong, the thread lives; that the broker is away is said once."""
-        try:
-            action()
-        except BrokerUnavailableError as error:
-            if self._reachable:
-                self._reachable = False
-                log.warning("broker_lost", owner=self.owner, error=str(error))
-        except Exception:
-            log.exception("lease_upkeep_failed", owner=self.owner)
-
+    # -- in the upkeep's thread -------------------------------------------------------------------
     def _tick(self) -> None:
-        self._return_forgotten()
-        if self._is_healthy():
-            self._renew()
-        self._beat()
-        if time.monotonic() >= self._sweep_at:
-            self._sweep_at = time.monotonic() + SWEEP_EVERY_S
-            self.queue.sweep(self.queue_name)
-        if not self._reachable:
-            self._reachable = True
-            log.info("broker_found", owner=self.owner)
+        try:
+            if self.draining:
+                self.hand_back_unstarted()
+            self._return_forgotten()
+            if self._is_healthy():
+                self._renew()
+            self._beat()
+            if time.monotonic() >= self._sweep_at:
+                self._sweep_at = time.monotonic() + SWEEP_EVERY_S
+                self.queue.sweep(self.queue_name)
+        finally:
+            self._give_up_overdue()
 
     def _return_forgotten(self) -> None:
         """Give back what was never started, or whose thread is gone: nobody will settle it."""
         now = time.monotonic()
-        for lease in self._snapshot():
+        for lease in self._leases.all():
             if lease.alive and (lease.started or now - lease.taken < self.ttl_s):
                 continue
-            log.error("job_forgotten", job_id=lease.claim.job.id, attempt=lease.claim.attempt)
-            with self._lock:
-                if self._leases.get(lease.claim.job.id) is not lease:
-                    continue
-                self._forget(lease)
-            self.queue.requeue(lease.claim, delay_ms=RETRY_DELAY_MS, refund=not lease.started)
+            if self._leases.remove(lease, unless_started=lease.alive):
+                log.error("job_forgotten", job_id=lease.claim.job.id, attempt=lease.claim.attempt)
+                refund = not lease.started
+                self.queue.requeue(lease.claim, delay_ms=RETRY_DELAY_MS, refund=refund)
 
     def _renew(self) -> None:
-        if self._ask(self._snapshot()):
+        if self._ask():
             # A job that is just being completed has no lease any more and isn't lost.
             time.sleep(SETTLING_S)
-            for lease in self._ask(self._snapshot()):
+            for lease in self._ask():
                 self._lose(lease)
 
-    def _ask(self, leases: list[Lease]) -> list[Lease]:
-        """Renew leases; returns those that the broker doesn't know."""
-        leases = [lease for lease in leases if not lease.lost.is_set()]
+    def _ask(self) -> list[Lease]:
+        """Renew all leases; returns those that the broker doesn't know."""
+        leases = [lease for lease in self._leases.all() if not lease.lost.is_set()]
         if not leases:
             return []
         asked = time.monotonic()
-        answers = self.queue.renew(
-            self.queue_name,
-            self.owner,
-            [(lease.claim.job.id, lease.claim.attempt) for lease in leases],
-        )
+        names = [(lease.claim.job.id, lease.claim.attempt) for lease in leases]
+        answers = self.queue.renew(self.queue_name, self.owner, names)
         unknown = []
         for lease in leases:
             answer = answers.get(lease.claim.job.id, "lost")
@@ -317,16 +255,14 @@ class LeaseRegistry:
     def _give_up_overdue(self) -> None:
         """A lease that couldn't be renewed within its time to live counts as lost."""
         now = time.monotonic()
-        for lease in self._snapshot():
+        for lease in self._leases.all():
             if now - lease.renewed >= self.ttl_s:
                 self._lose(lease)
 
     def _lose(self, lease: Lease) -> None:
-        with self._lock:
-            if lease.lost.is_set() or self._leases.get(lease.claim.job.id) is not lease:
-                return  # known already, or settled meanwhile
-            if not lease.started:
-                self._forget(lease)
+        if lease.lost.is_set() or self._leases.find(lease.claim.job.id) is not lease:
+            return  # known already, or settled meanwhile
+        self._leases.remove(lease, unless_started=True)
         self.losses += 1
         log.warning("lease_lost", job_id=lease.claim.job.id, attempt=lease.claim.attempt)
         lease.stop(lease.lost)
@@ -340,26 +276,25 @@ class LeaseRegistry:
         log.info("drain_started", owner=self.owner, jobs=self.held, grace_s=self.grace_s)
         if self.on_drain is not None:
             self.on_drain()
-        with self._lock:
-            if not self._leases:
-                self.drained.set()
         self.hand_back_unstarted()
         self._beat()
 
     def _hand_back_all(self) -> None:
-        for lease in self._snapshot():
-            self._guarded(partial(self._hand_back, lease))
+        for lease in self._leases.all():
+            self._upkeep.guarded(partial(self._hand_back, lease))
         self.drained.set()
 
+    def _leave(self) -> None:
+        self._hand_back_all()
+        self.queue.forget_worker(self.owner)
+
     def _hand_back(self, lease: Lease) -> None:
-        with self._lock:
-            if lease.lost.is_set() or self._leases.get(lease.claim.job.id) is not lease:
-                return
-            if not lease.started:
-                self._forget(lease)
+        if lease.lost.is_set() or self._leases.find(lease.claim.job.id) is not lease:
+            return
+        refund = self._leases.remove(lease, unless_started=True)
         log.info("job_handed_back", job_id=lease.claim.job.id, attempt=lease.claim.attempt)
         try:
-            self.queue.requeue(lease.claim, refund=not lease.started)
+            self.queue.requeue(lease.claim, refund=refund)
         finally:
             lease.stop(lease.lost)
 
@@ -377,10 +312,6 @@ class LeaseRegistry:
         except Exception:
             log.exception("health_check_failed", owner=self.owner)
             return False
-
-    def _snapshot(self) -> list[Lease]:
-        with self._lock:
-            return list(self._leases.values())
 
 
 _current: LeaseRegistry | None = None

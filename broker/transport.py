@@ -17,13 +17,14 @@ from queue import Empty
 from time import monotonic
 from typing import Any, Protocol, cast
 
-from kombu.transport import redis, virtual
+from kombu.transport import redis
 from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 
 from broker import keys, leases
 from broker.errors import BrokerError
 from broker.jobs import Claim
-from broker.transport_messages import JobMessage, delivery_tag, is_lease
+from broker.transport_messages import JobMessage, delivery_tag
+from broker.transport_qos import QoS
 from config.logs import get_logger
 
 log = get_logger(__name__)
@@ -49,62 +50,6 @@ class ClaimWire(Protocol):
     def decode_claims(self, queue: str, reply: Any) -> list[Claim]: ...
 
     def load_scripts(self) -> None: ...
-
-
-class QoS(redis.QoS):  # type: ignore[misc]
-    """Credit and acknowledgements; for jobs, both are the lease registry's."""
-
-    def can_consume(self) -> bool:
-        if self.channel.model_queue is None:
-            return bool(super().can_consume())
-        return self._free() > 0
-
-    def can_consume_max_estimate(self) -> int | None:
-        if self.channel.model_queue is None:
-            return cast("int | None", super().can_consume_max_estimate())
-        return self._free()
-
-    def _free(self) -> int:
-        """Idle slots of the process. Leases outlive the channel they came through, so they are
-        counted, and not this channel's deliveries."""
-        registry = leases.installed()
-        if registry is None:
-            return 0
-        capacity: int = self.prefetch_count or self.channel.claim_batch
-        return max(capacity - registry.held, 0)
-
-    def append(self, message: Any, delivery_tag: str) -> None:
-        if is_lease(delivery_tag):
-            virtual.QoS.append(self, message, delivery_tag)
-        else:
-            super().append(message, delivery_tag)
-
-    def ack(self, delivery_tag: str) -> None:
-        if is_lease(delivery_tag):
-            if (registry := leases.installed()) is not None:
-                registry.acknowledge(delivery_tag)
-            virtual.QoS.ack(self, delivery_tag)
-        else:
-            super().ack(delivery_tag)
-
-    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
-        if is_lease(delivery_tag):
-            if (registry := leases.installed()) is not None:
-                registry.reject(delivery_tag, requeue)
-            virtual.QoS.ack(self, delivery_tag)
-        else:
-            super().reject(delivery_tag, requeue=requeue)
-
-    def restore_unacked(self, client: Any = None) -> None:
-        """Leases stay: they belong to the process, whose pool goes on with them after a reconnect
-        and whose registry hands them back at the end."""
-        for tag in [tag for tag in self._delivered if is_lease(tag)]:
-            del self._delivered[tag]
-        super().restore_unacked(client)
-
-    def restore_visible(self, *args: Any, **kwargs: Any) -> None:
-        if self.channel.model_queue is None:
-            super().restore_visible(*args, **kwargs)
 
 
 class Channel(redis.Channel):  # type: ignore[misc]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
+from celery.exceptions import CPendingDeprecationWarning
 from celery.worker import consumer
 from celery.worker.state import maybe_shutdown
 
@@ -38,3 +40,9 @@ class Consumer(consumer.Consumer):  # type: ignore[misc]
         )
         self.first_connection_attempt = False
         return conn
+
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        with warnings.catch_warnings():
+            # About jobs that run on through the loss, which is what we want.
+            warnings.simplefilter("ignore", CPendingDeprecationWarning)
+            super().on_connection_error_after_connected(exc)

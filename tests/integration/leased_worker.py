@@ -6,7 +6,7 @@ its job's body instead of an engine.
     {"unsettled": true}       return without settling
 
 Runs as `python leased_worker.py QUEUE CONCURRENCY [EVENTS]`; settings come from the environment.
-Each start of a job is noted in the list `test:starts` as `<id>:<attempt>:<pid>`.
+Each start of a job is noted in the sorted set `test:starts` as `<id>:<attempt>:<pid>`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 import time
 
 import orjson
+import redis
 
 from broker import leases
 from broker.app import make_app
@@ -64,6 +65,17 @@ app = make_app(SETTINGS, model_queues=[QUEUE])
 NOTED = "NOTE_STARTS" in os.environ
 
 
+def note(key: str, line: str) -> None:
+    """Also across an outage, and once only though it may be sent twice."""
+    at = time.time()
+    for _ in range(100):
+        try:
+            client.zadd(key, {line: at}, nx=True)
+            return
+        except redis.RedisError:
+            time.sleep(0.05)
+
+
 @app.task(name="forebay.run_job")
 def run_job(job_id: str) -> None:
     try:
@@ -73,7 +85,7 @@ def run_job(job_id: str) -> None:
     job = lease.claim.job
     orders = orjson.loads(job.body)
     if NOTED:
-        client.rpush("test:starts", f"{job.id}:{job.attempt}:{os.getpid()}")
+        note("test:starts", f"{job.id}:{job.attempt}:{os.getpid()}")
     if "raise" in orders:
         raise {"SystemExit": SystemExit, "MemoryError": MemoryError, "ValueError": ValueError}[
             orders["raise"]
@@ -89,7 +101,7 @@ def run_job(job_id: str) -> None:
         try:
             told = queue.complete(lease.claim, Outcome(status=done, output=b"{}"))
             if NOTED and not told:
-                client.rpush("test:refused", f"{job.id}:{job.attempt}")
+                note("test:refused", f"{job.id}:{job.attempt}")
             break
         except BrokerUnavailableError:
             lease.lost.wait(0.1)

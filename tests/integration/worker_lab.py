@@ -101,7 +101,7 @@ class Lab:
 
     def starts(self) -> list[str]:
         """`<id>:<attempt>:<pid>` of each start, in order."""
-        return [line.decode() for line in self.client.lrange("test:starts", 0, -1)]
+        return [line.decode() for line in self.client.zrange("test:starts", 0, -1)]
 
     def await_start(self, job_id: str, *, attempt: int = 1) -> int:
         """Wait until an attempt runs; returns the worker's process id."""
