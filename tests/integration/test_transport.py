@@ -282,18 +282,21 @@ def test_refusal_is_logged_once_and_waited_out(
 
 def test_unreadable_claim_is_survived(consumer: Consumer) -> None:
     decode = consumer.queue.decode_claims
+    replies: list[Any] = []
 
-    def broken(queue: str, reply: Any) -> list[Claim]:
-        raise KeyError("band")
+    def broken_once(queue: str, reply: Any) -> list[Claim]:
+        replies.append(reply)
+        if len(replies) == 1:
+            raise KeyError("band")
+        return decode(queue, reply)
 
-    consumer.queue.decode_claims = broken  # type: ignore[method-assign]
-    consumer.put(2)
+    consumer.queue.decode_claims = broken_once  # type: ignore[method-assign]
+    ids = consumer.put(2)
     consumer.consumer.consume()
     with capture_logs() as logs:
-        consumer.turn(lambda: commands(consumer, "brpop") > 0)
+        consumer.turn(lambda: len(consumer.messages) == 1)
     assert "claims_unreadable" in [line["event"] for line in logs]
-    consumer.queue.decode_claims = decode  # type: ignore[method-assign]
-    consumer.turn(lambda: len(consumer.messages) == 1)
+    assert consumer.messages[0].headers["id"] == ids[1]
 
 
 def test_other_queues_go_kombus_own_way(consumer: Consumer) -> None:
