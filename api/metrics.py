@@ -152,5 +152,5 @@ def _gauge(
 ) -> GaugeMetricFamily:
     family = GaugeMetricFamily(name, help_, labels=labels)
     for names, value in values:
-        family.add_metric(names, value)  # type: ignore[no-untyped-call]
+        family.add_metric(names, value)
     return family

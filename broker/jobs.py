@@ -12,6 +12,9 @@ import orjson
 
 #: Crockford's base 32: no letters that look like digits.
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+#: Two letters, 10 bits, at a time: an id is made for every request.
+_PAIRS = tuple(high + low for high in _ALPHABET for low in _ALPHABET)
+_SHIFTS = tuple(range(120, -1, -10))
 
 
 class Band(StrEnum):
@@ -49,7 +52,7 @@ TERMINAL: frozenset[Status] = frozenset(
 def new_job_id() -> str:
     """`job_` and 26 characters: 48 bits of Unix milliseconds, then 80 random bits (as a ULID)."""
     number = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10))
-    return "job_" + "".join(_ALPHABET[(number >> shift) & 31] for shift in range(125, -1, -5))
+    return "job_" + "".join([_PAIRS[(number >> shift) & 1023] for shift in _SHIFTS])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,12 +8,14 @@ from typing import Final
 
 from api.auth import keys
 from api.auth.errors import AuthenticationError, AuthenticationUnavailableError, Reason
-from api.auth.principal import Accounts, Principal
+from api.auth.principal import Accounts, Credential, Principal
 from api.auth.tokens import TokenVerifier
 from config.settings import Auth, Settings, SettingsError
 
 #: Nothing longer is a credential; what is too long is refused before it is looked at.
 _MAX_LENGTH: Final = 8_192
+#: Accepted headers whose digest is remembered; more of them are forgotten all at once.
+_REMEMBERED: Final = 10_000
 #: A pepper that could be guessed protects nothing.
 _MIN_PEPPER_LENGTH: Final = 16
 
@@ -50,6 +52,9 @@ class Authenticator:
         self._peppers = tuple(peppers(settings).values())
         self._tokens = tokens
         self._clock = clock
+        #: Accepted header -> digest of the key in it. A digest never goes stale: whether its key
+        #: is still live is looked up at every call.
+        self._digests: dict[str, bytes] = {}
 
     @classmethod
     def from_settings(cls, settings: Settings, accounts: Accounts) -> Authenticator:
@@ -64,6 +69,9 @@ class Authenticator:
         """
         if not authorization:
             raise AuthenticationError(Reason.MISSING)
+        digest = self._digests.get(authorization)
+        if digest is not None and (found := self._accounts.credential(digest)) is not None:
+            return self._admit(found)
         if len(authorization) > _MAX_LENGTH:
             raise AuthenticationError(Reason.MALFORMED)
         scheme, _, credential = authorization.partition(" ")
@@ -71,23 +79,28 @@ class Authenticator:
         if scheme.lower() != "bearer" or not credential:
             raise AuthenticationError(Reason.MALFORMED)
         if keys.has_form(credential):
-            return self._by_key(credential)
+            return self._admit(self._by_key(credential, authorization))
         if credential.count(".") == 2 and credential.isascii():
             return self._by_token(credential)
         raise AuthenticationError(Reason.MALFORMED)
 
-    def _by_key(self, key: str) -> Principal:
+    def _by_key(self, key: str, authorization: str) -> Credential:
         if not keys.has_checksum(key):
             raise AuthenticationError(Reason.CHECKSUM)
         self._require_accounts()
         for pepper in self._peppers:
             # The table is found by an HMAC that a caller can't steer, so the time that a lookup
             # takes tells nothing about the keys in it.
-            found = self._accounts.credential(keys.digest(key, pepper))
+            digest = keys.digest(key, pepper)
+            found = self._accounts.credential(digest)
             if found is not None:
-                break
-        else:
-            raise AuthenticationError(Reason.UNKNOWN_KEY)
+                if len(self._digests) >= _REMEMBERED:
+                    self._digests.clear()
+                self._digests[authorization] = digest
+                return found
+        raise AuthenticationError(Reason.UNKNOWN_KEY)
+
+    def _admit(self, found: Credential) -> Principal:
         principal = found.principal
         if self._clock() >= found.expires_at:
             raise AuthenticationError(Reason.EXPIRED_KEY, key_id=principal.key_id)

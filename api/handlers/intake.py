@@ -10,6 +10,7 @@ from aiohttp import web
 from api import keys
 from api.errors import ApiError
 from api.schemas.inference import GenerationRequest, InferenceRequest
+from api.schemas.parsing import readable
 from broker.jobs import Band, NewJob
 from config.catalogue import ModelSpec
 
@@ -31,6 +32,10 @@ def new_job(
     app = request.app
     principal = request[keys.PRINCIPAL]
     queue = app[keys.SETTINGS].queue
+    objection = wanted.objection()
+    if objection is not None:
+        param = readable(within + objection.param)
+        raise ApiError(objection.code, objection.message, param=param)
     spec = _model(app[keys.CATALOGUE], wanted, within)
     if isinstance(wanted, GenerationRequest):
         _check_limit(wanted, spec, within)
@@ -79,9 +84,10 @@ def _model(catalogue: Mapping[str, ModelSpec], wanted: InferenceRequest, within:
 
 def _check_limit(wanted: GenerationRequest, spec: ModelSpec, within: str) -> None:
     limit = wanted.token_limit
-    if limit is not None and limit[1] > spec.output_limit:
+    if limit is not None and limit > spec.output_limit:
+        name = "max_tokens" if limit == wanted.max_tokens else "max_completion_tokens"
         raise ApiError(
             "invalid_request",
             f"This model generates at most {spec.output_limit} tokens.",
-            param=within + limit[0],
+            param=within + name,
         )

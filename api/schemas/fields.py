@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -10,13 +11,17 @@ from pydantic_core import PydanticCustomError
 from broker.jobs import Band
 
 #: OpenAI's `service_tier` as a band; `auto` leaves it to the tenant.
-TIERS: Final[dict[str, Band]] = {
+TIERS: Final[Mapping[str | None, Band]] = {
     "priority": Band.INTERACTIVE,
     "default": Band.STANDARD,
     "flex": Band.BATCH,
 }
 #: The tier echoed for a band.
-TIER_OF: Final[dict[Band, str]] = {band: tier for tier, band in TIERS.items()}
+TIER_OF: Final[Mapping[Band, str]] = {
+    Band.INTERACTIVE: "priority",
+    Band.STANDARD: "default",
+    Band.BATCH: "flex",
+}
 
 
 class Schema(BaseModel):
@@ -36,23 +41,20 @@ def unsupported() -> PydanticCustomError:
     return PydanticCustomError("unsupported_value", "this value is not supported")
 
 
-def conflict(param: str, message: str) -> PydanticCustomError:
-    """A parameter that doesn't go with another one."""
-    return PydanticCustomError("conflict", message, {"param": param})
+def changes_nothing(value: Any, neutral: tuple[Any, ...]) -> bool:
+    """Whether the value of a parameter that isn't supported may be ignored."""
+    # 0 == False, and `n: true` is not `n: 1`.
+    return value is None or any(
+        value == one and isinstance(value, bool) == isinstance(one, bool) for one in neutral
+    )
 
 
-def only(*accepted: Any) -> AfterValidator:
-    """A known parameter that can't be honoured: null and the values that change nothing pass.
-
-    It becomes null, and so never reaches the job's body.
-    """
+def only(*neutral: Any) -> AfterValidator:
+    """For a known parameter that can't be honoured; it becomes null."""
 
     def check(value: Any) -> None:
-        for one in (None, *accepted):
-            # 0 == False, and `n: true` is not `n: 1`.
-            if value == one and isinstance(value, bool) == isinstance(one, bool):
-                return
-        raise unsupported()
+        if not changes_nothing(value, neutral):
+            raise unsupported()
 
     return AfterValidator(check)
 

@@ -6,9 +6,12 @@ thing that OpenAI lets callers write in several.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, NotRequired
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+from typing_extensions import TypedDict
 
 from api.schemas.fields import (
     TIERS,
@@ -23,7 +26,7 @@ from api.schemas.fields import (
     TopK,
     TopP,
     User,
-    conflict,
+    changes_nothing,
     listed,
     only,
     unsupported,
@@ -31,23 +34,35 @@ from api.schemas.fields import (
 from broker.jobs import Band
 from config.catalogue import ModelSpec
 
+Neutral = Mapping[str, tuple[Any, ...]]
+
 #: Output tokens a request that names no `max_tokens` is charged for until its real count is known.
 ASSUMED_OUTPUT_TOKENS = 256
 #: Bytes of JSON that count as one token in the estimate.
 BYTES_PER_TOKEN = 4
 
 
-class StreamOptions(Schema):
-    include_usage: bool = False
-    include_obfuscation: Annotated[Any, only(False)] = None
+@dataclass(frozen=True, slots=True)
+class Objection:
+    """A parameter that can't be honoured or contradicts another one; `code` is of the API."""
+
+    param: str
+    message: str
+    code: str = "invalid_request"
 
 
 class InferenceRequest(Schema):
     """What all endpoints share."""
 
+    # Parameters without a field are collected, and judged by `objection`.
+    model_config = ConfigDict(extra="allow")
+
     #: Path this body belongs to, and the kind of model it needs.
     endpoint: ClassVar[str]
     kind: ClassVar[Literal["chat", "embedding"]]
+    #: Known parameters that can't be honoured, and values of them that change nothing; null
+    #: never does.
+    neutral: ClassVar[Neutral]
 
     model: ModelName
     user: User | None = None
@@ -60,26 +75,35 @@ class InferenceRequest(Schema):
         None
     )
 
-    @model_validator(mode="after")
-    def _one_priority(self) -> Self:
-        tier = TIERS.get(self.service_tier or "auto")
-        if tier is not None and self.priority is not None and tier != self.priority:
-            raise conflict("priority", "It contradicts service_tier")
-        return self
+    def objection(self) -> Objection | None:
+        """What is wrong with the request as a whole, if anything."""
+        for name, value in (self.model_extra or {}).items():
+            if name not in self.neutral:
+                return Objection(name, "This parameter is not supported.", "unsupported_parameter")
+            if not changes_nothing(value, self.neutral[name]):
+                return Objection(name, "This value is not supported.", "unsupported_parameter")
+        if (
+            self.priority is not None
+            and TIERS.get(self.service_tier, self.priority) != self.priority
+        ):
+            return Objection("priority", "It contradicts service_tier.")
+        return None
 
     @property
     def band(self) -> Band | None:
         """The band asked for; None leaves it to the tenant's policy."""
         if self.priority is not None:
             return Band(self.priority)
-        return TIERS.get(self.service_tier or "auto")
+        return TIERS.get(self.service_tier)
 
     @property
     def streams(self) -> bool:
         return False
 
     def to_body(self) -> bytes:
-        return self.__pydantic_serializer__.to_json(self, exclude_none=True)
+        # Nothing among the extras has an effect once `objection` has found none.
+        neutral = set(self.model_extra) if self.model_extra else None
+        return self.__pydantic_serializer__.to_json(self, exclude_none=True, exclude=neutral)
 
     def output_tokens(self, spec: ModelSpec) -> int:
         """Estimate of the tokens that will be generated."""
@@ -93,10 +117,22 @@ class InferenceRequest(Schema):
         return max(1, len(body) // BYTES_PER_TOKEN) + self.output_tokens(spec)
 
 
+class StreamOptions(Schema):
+    include_usage: bool = False
+    include_obfuscation: Annotated[Any, only(False)] = None
+
+
 class GenerationRequest(InferenceRequest):
     """What chat and text completions share."""
 
     kind = "chat"
+    neutral: ClassVar[Neutral] = {
+        "n": (1,),
+        "seed": (),
+        "frequency_penalty": (0,),
+        "presence_penalty": (0,),
+        "logit_bias": ({},),
+    }
 
     max_tokens: MaxTokens | None = None
     temperature: Temperature | None = None
@@ -107,17 +143,10 @@ class GenerationRequest(InferenceRequest):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
-    n: Annotated[Any, only(1)] = None
-    seed: Annotated[Any, only()] = None
-    frequency_penalty: Annotated[Any, only(0)] = None
-    presence_penalty: Annotated[Any, only(0)] = None
-    logit_bias: Annotated[Any, only({})] = None
-
-    @model_validator(mode="after")
-    def _options_of_a_stream(self) -> Self:
+    def objection(self) -> Objection | None:
         if self.stream_options is not None and not self.stream:
-            raise conflict("stream_options", "It needs stream to be true")
-        return self
+            return Objection("stream_options", "It needs stream to be true.")
+        return super().objection()
 
     @property
     def streams(self) -> bool:
@@ -128,13 +157,12 @@ class GenerationRequest(InferenceRequest):
         return self.stream_options is not None and self.stream_options.include_usage
 
     @property
-    def token_limit(self) -> tuple[str, int] | None:
-        """The parameter that bounds the output, and its value."""
-        return None if self.max_tokens is None else ("max_tokens", self.max_tokens)
+    def token_limit(self) -> int | None:
+        return self.max_tokens
 
     def output_tokens(self, spec: ModelSpec) -> int:
         limit = self.token_limit
-        return min(spec.output_limit, ASSUMED_OUTPUT_TOKENS if limit is None else limit[1])
+        return min(spec.output_limit, ASSUMED_OUTPUT_TOKENS if limit is None else limit)
 
 
 def _known_role(role: str) -> str:
@@ -142,56 +170,57 @@ def _known_role(role: str) -> str:
     return "system" if role == "developer" else role
 
 
-class Message(Schema):
+class Message(TypedDict):
+    """A dictionary, because long conversations have many: no object is made for each."""
+
+    __pydantic_config__ = ConfigDict(strict=True, extra="forbid")  # type: ignore[misc]
+
     role: Annotated[
         Literal["system", "developer", "user", "assistant"], AfterValidator(_known_role)
     ]
     content: Content
     # An answer of the API may be sent back as it came.
-    refusal: Annotated[Any, only()] = None
-    annotations: Annotated[Any, only([])] = None
-    audio: Annotated[Any, only()] = None
-    function_call: Annotated[Any, only()] = None
-    tool_calls: Annotated[Any, only([])] = None
+    refusal: NotRequired[Annotated[Any, only()]]
+    annotations: NotRequired[Annotated[Any, only([])]]
+    audio: NotRequired[Annotated[Any, only()]]
+    function_call: NotRequired[Annotated[Any, only()]]
+    tool_calls: NotRequired[Annotated[Any, only([])]]
 
 
 class ChatRequest(GenerationRequest):
     endpoint = "/v1/chat/completions"
+    neutral: ClassVar[Neutral] = {
+        **GenerationRequest.neutral,
+        "logprobs": (False,),
+        "top_logprobs": (0,),
+        "response_format": ({"type": "text"},),
+        "modalities": (["text"],),
+        "tools": ([],),
+        "tool_choice": ("none", "auto"),
+        "parallel_tool_calls": (True, False),
+        "functions": ([],),
+        "function_call": ("none", "auto"),
+        "store": (False,),
+        "prediction": (),
+        "reasoning_effort": (),
+        "verbosity": (),
+        "audio": (),
+        "web_search_options": (),
+    }
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=10_000, fail_fast=True)]
     # Folded into `max_tokens` by `to_body`.
     max_completion_tokens: Annotated[MaxTokens | None, Field(exclude=True)] = None
 
-    logprobs: Annotated[Any, only(False)] = None
-    top_logprobs: Annotated[Any, only(0)] = None
-    response_format: Annotated[Any, only({"type": "text"})] = None
-    modalities: Annotated[Any, only(["text"])] = None
-    tools: Annotated[Any, only([])] = None
-    tool_choice: Annotated[Any, only("none", "auto")] = None
-    parallel_tool_calls: Annotated[Any, only(True, False)] = None
-    functions: Annotated[Any, only([])] = None
-    function_call: Annotated[Any, only("none", "auto")] = None
-    store: Annotated[Any, only(False)] = None
-    prediction: Annotated[Any, only()] = None
-    reasoning_effort: Annotated[Any, only()] = None
-    verbosity: Annotated[Any, only()] = None
-    audio: Annotated[Any, only()] = None
-    web_search_options: Annotated[Any, only()] = None
-
-    @model_validator(mode="after")
-    def _one_limit(self) -> Self:
-        if self.max_completion_tokens is not None and self.max_tokens not in (
-            None,
-            self.max_completion_tokens,
-        ):
-            raise conflict("max_completion_tokens", "It contradicts max_tokens")
-        return self
+    def objection(self) -> Objection | None:
+        limit = self.max_completion_tokens
+        if limit is not None and self.max_tokens not in (None, limit):
+            return Objection("max_completion_tokens", "It contradicts max_tokens.")
+        return super().objection()
 
     @property
-    def token_limit(self) -> tuple[str, int] | None:
-        if self.max_completion_tokens is not None:
-            return "max_completion_tokens", self.max_completion_tokens
-        return super().token_limit
+    def token_limit(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
 
     def to_body(self) -> bytes:
         body = super().to_body()
@@ -211,17 +240,19 @@ def _one_prompt(value: Any) -> Any:
 
 class CompletionRequest(GenerationRequest):
     endpoint = "/v1/completions"
+    neutral: ClassVar[Neutral] = {
+        **GenerationRequest.neutral,
+        "best_of": (1,),
+        "echo": (False,),
+        "logprobs": (),
+        "suffix": ("",),
+    }
 
     prompt: Annotated[
         Annotated[str, Field(min_length=1)]
         | Annotated[list[TokenId], Field(min_length=1, max_length=1_000_000, fail_fast=True)],
         BeforeValidator(_one_prompt),
     ]
-
-    best_of: Annotated[Any, only(1)] = None
-    echo: Annotated[Any, only(False)] = None
-    logprobs: Annotated[Any, only()] = None
-    suffix: Annotated[Any, only("")] = None
 
 
 def _many_inputs(value: Any) -> Any:
@@ -244,8 +275,7 @@ _TokenLists = Annotated[
 class EmbeddingRequest(InferenceRequest):
     endpoint = "/v1/embeddings"
     kind = "embedding"
+    neutral: ClassVar[Neutral] = {"dimensions": ()}
 
     input: Annotated[_Texts | _TokenLists, BeforeValidator(_many_inputs)]
     encoding_format: Literal["float", "base64"] | None = None
-
-    dimensions: Annotated[Any, only()] = None
