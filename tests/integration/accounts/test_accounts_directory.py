@@ -56,14 +56,11 @@ def refusal(directory: Directory, settings: Settings, key: str) -> Reason | None
     return None
 
 
-async def subscribed(client: redis.asyncio.Redis, until: Until, count: int = 1) -> None:
-    with redis.Redis(**_address(client)) as other:
-        await until(lambda: other.pubsub_numsub(ACCOUNTS_CHANNEL)[0][1] == count)
-
-
-def _address(client: redis.asyncio.Redis) -> dict[str, object]:
+async def subscribed(client: redis.asyncio.Redis, until: Until) -> None:
+    """Wait until somebody listens for notices."""
     known = client.connection_pool.connection_kwargs
-    return {"host": known["host"], "port": known["port"]}
+    with redis.Redis(host=known["host"], port=known["port"]) as other:
+        await until(lambda: other.pubsub_numsub(ACCOUNTS_CHANNEL)[0][1] == 1)
 
 
 async def test_a_key_authenticates_as_its_tenant(
@@ -359,7 +356,7 @@ async def test_notices_and_policies_survive_a_restart_of_redis(
     published: list[str] = []
 
     async def set_policy(tenant: str, policy: TenantPolicy) -> None:
-        await client.hset(POLICY_WEIGHT, tenant, policy.weight)  # type: ignore[misc]
+        await client.hset(POLICY_WEIGHT, tenant, policy.weight)
         published.append(tenant)
 
     mirror = PolicyMirror(client, set_policy)
@@ -395,8 +392,8 @@ async def test_only_policies_that_differ_are_published(
         told.append(tenant)
 
     right, wrong, lost = (service.create_tenant(name) for name in ("right", "wrong", "lost"))
-    await client.hset(POLICY_WEIGHT, wrong.id, "77")  # type: ignore[misc]
-    await client.hdel(POLICY_WEIGHT, lost.id)  # type: ignore[misc]
+    await client.hset(POLICY_WEIGHT, wrong.id, "77")
+    await client.hdel(POLICY_WEIGHT, lost.id)
     directory = Directory(store, client=None, refresh_s=NEVER_S)
     await directory.start()
     await directory.stop()
