@@ -25,7 +25,7 @@ from config.settings import Settings
 #: All ends within this; the last seconds are Flower's and Valkey's.
 _STOP_S = 14.0
 #: When the API and the workers must be gone.
-_DRAINED_S = 10.5
+_DRAINED_S = 11.5
 #: The API gets this long to close its listeners before the workers begin to drain.
 _API_HEAD_START_S = 0.4
 #: Longest wait for Redis to load its data.
@@ -106,7 +106,7 @@ class Stack:
         await asyncio.gather(ending, self._supervisor.stop(workers, deadline=drained))
         late = began + _STOP_S
         await self._supervisor.stop(["flower"], deadline=min(late, time.monotonic() + 1.5))
-        await self._supervisor.stop(["valkey"], deadline=max(late, time.monotonic() + 1.0))
+        await self._supervisor.stop(["valkey"], deadline=late)
 
     def kill(self) -> None:
         """End everything at once."""
