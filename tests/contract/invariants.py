@@ -65,31 +65,37 @@ def check(client: redis.Redis, queue: str) -> None:
     assert client.llen(base + "bell") == 1 or not eligible, "work waits and the bell is silent"
     assert client.llen(base + "bell") <= 1
 
-    for key in client.scan_iter("fb:job:*"):
-        if key.count(b":") == 2 and client.hget(key, "model") == queue.encode():
-            _check_record(client, key.decode(), leases, cancel, queued | delayed)
+    keys = sorted(key.decode() for key in client.scan_iter("fb:job:*", count=1_000))
+    records = [key for key in keys if key.count(":") == 2]
+    pipe = client.pipeline(transaction=False)
+    for key in records:
+        pipe.hgetall(key)
+        pipe.lrange(key + ":events", 0, -1)
+        for part in (key, key + ":events", key + ":text"):
+            pipe.ttl(part)
+    replies = pipe.execute()
+    for n, key in enumerate(records):
+        raw, log, *lifetimes = replies[5 * n : 5 * n + 5]
+        if raw[b"model"] == queue.encode():
+            job_id = key.rsplit(":", 1)[1]
+            status = Status(raw[b"status"].decode())
+            assert (status is Status.QUEUED) == (job_id in queued | delayed)
+            assert (status is Status.CANCELLING) == (job_id in cancel)
+            assert (status in TERMINAL) == (job_id not in jobs)
+            _check_log(status, int(raw[b"seq"]), log)
+            for lifetime in lifetimes:
+                absent = lifetime == -2
+                assert absent or (lifetime > 0) == (status in TERMINAL)
 
 
-def _check_record(
-    client: redis.Redis, key: str, leases: set[str], cancel: set[str], waiting: set[str]
-) -> None:
-    job_id = key.rsplit(":", 1)[1]
-    raw = client.hgetall(key)
-    status = Status(raw[b"status"].decode())
-    assert (status in TERMINAL) == (job_id not in leases | waiting)
-    assert (status is Status.QUEUED) == (job_id in waiting)
-    assert (status is Status.CANCELLING) == (job_id in cancel)
-    log = [orjson.loads(line) for line in client.lrange(key + ":events", 0, -1)]
-    kinds = [EventType(event["type"]) for event in log]
-    last = int(raw[b"seq"])
+def _check_log(status: Status, last: int, lines: list[bytes]) -> None:
+    log = [orjson.loads(line) for line in lines]
     assert [event["seq"] for event in log] == list(range(last - len(log) + 1, last + 1))
+    kinds = [EventType(event["type"]) for event in log]
     ends = [kind for kind in kinds if kind.is_terminal]
     assert len(ends) == (status in TERMINAL), "not exactly one terminal event"
     if ends:
         assert kinds[-1] == ends[0] == f"job.{status}"
-    for part in (key, key + ":events", key + ":text"):
-        if client.exists(part):
-            assert (client.ttl(part) > 0) == (status in TERMINAL)
 
 
 def _names(raw: object) -> set[str]:

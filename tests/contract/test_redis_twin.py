@@ -5,25 +5,44 @@ Time in Redis is its own clock, so each step first sets the deadlines there to t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import hypothesis.strategies as st
 import pytest
 import redis
 from hypothesis import HealthCheck, settings
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from broker.errors import QueueFullError
-from broker.jobs import BANDS, Band, Claim, Delta, Outcome, Status, Usage
+from broker.jobs import BANDS, Claim, Delta, NewJob, Outcome, Status, Usage
 from broker.memory import MemoryQueue
 from broker.policies import TenantPolicy
+from broker.queue import JobQueue
 from broker.redis_queue import RedisQueue
 from tests.contract.harness import LEASE_MS, MODEL, ManualClock, new_job
 from tests.contract.harness import settings as queue_settings
 from tests.contract.invariants import check
 
 TENANTS = st.sampled_from(["a", "b", "c", "ü|x"])
-SETTINGS = queue_settings(default_max_queued=6, max_queued_total=14, default_max_in_flight=3)
+JOBS = st.fixed_dictionaries(
+    {
+        "tenant": TENANTS,
+        "band": st.sampled_from(BANDS),
+        "cost": st.integers(1, 2_000),
+        "delay_ms": st.sampled_from([0, 0, 0, 5_000]),
+        "max_attempts": st.integers(1, 3),
+    }
+)
+SETTINGS = queue_settings(default_max_queued=8, max_queued_total=20, default_max_in_flight=3)
 BASE = f"fb:{{{MODEL}}}:"
 
 
@@ -39,8 +58,8 @@ class Twins(RuleBasedStateMachine):
         self.memory = MemoryQueue(SETTINGS, self.clock)
         self.redis = RedisQueue(self.client, SETTINGS)
         self.ids: list[str] = []
-        #: Claims ever made, with that of the twin.
-        self.claims: list[tuple[Claim, Claim]] = []
+        #: Claims ever made.
+        self.claims: list[Claim] = []
 
     def both(self, call: Any) -> Any:
         self.align()
@@ -65,18 +84,19 @@ class Twins(RuleBasedStateMachine):
         for job_id, due in state.delayed.items():
             self.client.zadd(BASE + "d", {job_id: due + offset})
 
-    @rule(
-        tenant=TENANTS,
-        band=st.sampled_from(BANDS),
-        cost=st.integers(1, 2_000),
-        delay=st.sampled_from([0, 0, 0, 5_000]),
-        attempts=st.integers(1, 3),
-    )
-    def enqueue(self, tenant: str, band: Band, cost: int, delay: int, attempts: int) -> None:
-        job = new_job(tenant, band=band, cost=cost, delay_ms=delay, max_attempts=attempts)
-        answer = self.both(lambda queue: queue.enqueue(job))
-        if isinstance(answer, int):
-            self.ids.append(job.id)
+    @initialize(jobs=st.lists(JOBS, min_size=5, max_size=12))
+    def begin(self, jobs: list[dict[str, Any]]) -> None:
+        self.enqueue(jobs)
+
+    @rule(jobs=st.lists(JOBS, min_size=1, max_size=4))
+    def put_in(self, jobs: list[dict[str, Any]]) -> None:
+        self.enqueue(jobs)
+
+    def enqueue(self, jobs: list[dict[str, Any]]) -> None:
+        for fields in jobs:
+            job = new_job(**fields)
+            if isinstance(self.both(partial(_enqueue, job)), int):
+                self.ids.append(job.id)
 
     @rule(limit=st.integers(1, 4), owner=st.sampled_from(["w1", "w2"]))
     def claim(self, limit: int, owner: str) -> None:
@@ -86,74 +106,65 @@ class Twins(RuleBasedStateMachine):
         assert [(each.job.id, each.attempt) for each in real] == [
             (each.job.id, each.attempt) for each in twin
         ]
-        self.claims += zip(real, twin, strict=True)
+        self.claims += real
 
-    def of_some_claim(self, pick: int, call: Any) -> None:
-        if self.claims:
-            real, _ = self.claims[pick % len(self.claims)]
-            self.both(lambda queue: call(queue, real))
-
-    @rule(pick=st.integers(0, 50), tokens=st.integers(0, 3_000))
-    def complete(self, pick: int, tokens: int) -> None:
+    @precondition(lambda self: self.claims)
+    @rule(
+        deed=st.sampled_from(["complete", "complete", "requeue", "bury", "emit", "renew"]),
+        stale=st.sampled_from([False, False, False, True]),
+        pick=st.integers(0, 50),
+        tokens=st.integers(0, 3_000),
+        delay=st.sampled_from([0, 5_000]),
+        refund=st.booleans(),
+    )
+    def act(self, deed: str, stale: bool, pick: int, tokens: int, delay: int, refund: bool) -> None:
+        """As a worker that holds the lease, or that doesn't know that it has lost it."""
+        leases = self.memory._queues[MODEL].leases
+        held = [
+            claim
+            for claim in self.claims
+            if claim.job.id in leases and leases[claim.job.id].attempt == claim.attempt
+        ]
+        among = self.claims if stale or not held else held
+        claim = among[pick % len(among)]
         outcome = Outcome(status=Status.COMPLETED, usage=Usage(output_tokens=tokens))
-        self.of_some_claim(pick, lambda queue, claim: queue.complete(claim, outcome))
+        delta = Delta(job_id=claim.job.id, attempt=claim.attempt, text="x")
+        deeds: dict[str, Callable[[JobQueue], Any]] = {
+            "complete": lambda queue: queue.complete(claim, outcome),
+            "requeue": lambda queue: queue.requeue(claim, delay_ms=delay, refund=refund),
+            "bury": lambda queue: queue.bury(claim, "worker_lost", "Lost."),
+            "emit": lambda queue: queue.emit(MODEL, [delta]),
+            "renew": lambda queue: queue.renew(MODEL, "w1", [(claim.job.id, claim.attempt)]),
+        }
+        self.both(deeds[deed])
 
-    @rule(pick=st.integers(0, 50), delay=st.sampled_from([0, 5_000]), refund=st.booleans())
-    def requeue(self, pick: int, delay: int, refund: bool) -> None:
-        self.of_some_claim(
-            pick, lambda queue, claim: queue.requeue(claim, delay_ms=delay, refund=refund)
-        )
-
-    @rule(pick=st.integers(0, 50))
-    def bury(self, pick: int) -> None:
-        self.of_some_claim(pick, lambda queue, claim: queue.bury(claim, "worker_lost", "Lost."))
-
-    @rule(pick=st.integers(0, 50))
-    def emit(self, pick: int) -> None:
-        self.of_some_claim(
-            pick,
-            lambda queue, claim: queue.emit(
-                MODEL, [Delta(job_id=claim.job.id, attempt=claim.attempt, text="x")]
-            ),
-        )
-
-    @rule(pick=st.integers(0, 50), owner=st.sampled_from(["w1", "w2"]))
-    def renew(self, pick: int, owner: str) -> None:
-        self.of_some_claim(
-            pick, lambda queue, claim: queue.renew(MODEL, owner, [(claim.job.id, claim.attempt)])
-        )
-
+    @precondition(lambda self: self.ids)
     @rule(pick=st.integers(0, 50))
     def cancel(self, pick: int) -> None:
-        if self.ids:
-            job_id = self.ids[pick % len(self.ids)]
-            self.both(lambda queue: queue.cancel(job_id))
-
-    @rule(owner=st.sampled_from(["w1", "w2"]))
-    def release_owner(self, owner: str) -> None:
-        self.both(lambda queue: queue.release_owner(MODEL, owner))
+        job_id = self.ids[pick % len(self.ids)]
+        self.both(lambda queue: queue.cancel(job_id))
 
     @rule(
+        deed=st.sampled_from(["set", "set", "forget", "release", "sweep", "time"]),
         tenant=TENANTS,
         weight=st.sampled_from([0.3, 1.0, 4.0]),
         cap=st.integers(1, 4),
-        bound=st.integers(1, 8),
+        milliseconds=st.sampled_from([3_000, LEASE_MS]),
     )
-    def set_policy(self, tenant: str, weight: float, cap: int, bound: int) -> None:
-        policy = TenantPolicy(weight=weight, max_in_flight=cap, max_queued=bound)
-        self.both(lambda queue: queue.set_policy(tenant, policy))
-
-    @rule(tenant=TENANTS)
-    def forget_policy(self, tenant: str) -> None:
-        self.both(lambda queue: queue.set_policy(tenant, None))
-
-    @rule()
-    def sweep(self) -> None:
-        self.both(lambda queue: queue.sweep(MODEL))
-
-    @rule(milliseconds=st.sampled_from([3_000, LEASE_MS]))
-    def pass_time(self, milliseconds: int) -> None:
-        self.clock.now += milliseconds
+    def look_after(
+        self, deed: str, tenant: str, weight: float, cap: int, milliseconds: int
+    ) -> None:
+        if deed == "set":
+            policy = TenantPolicy(weight=weight, max_in_flight=cap, max_queued=7)
+            self.both(lambda queue: queue.set_policy(tenant, policy))
+        elif deed == "forget":
+            self.both(lambda queue: queue.set_policy(tenant, None))
+        elif deed == "release":
+            self.both(lambda queue: queue.release_owner(MODEL, "w2"))
+        elif deed == "sweep":
+            self.both(lambda queue: queue.sweep(MODEL))
+        else:
+            self.clock.now += milliseconds
 
     @invariant()
     def nothing_is_broken(self) -> None:
@@ -187,6 +198,8 @@ class Twins(RuleBasedStateMachine):
             twin.dead,
         )
         assert real.top_tenants == twin.top_tenants
+
+    def teardown(self) -> None:
         for job_id in self.ids:
             mine, theirs = self.redis.get(job_id), self.memory.get(job_id)
             assert (mine.status, mine.attempt, mine.seq, mine.error, mine.usage) == (
@@ -197,6 +210,11 @@ class Twins(RuleBasedStateMachine):
                 theirs.usage,
             )
             assert self.redis.events(job_id) == self.memory.events(job_id)
+        super().teardown()
+
+
+def _enqueue(job: NewJob, queue: JobQueue) -> int:
+    return queue.enqueue(job)
 
 
 def _ahead(times: dict[str, float], clock: float) -> dict[str, float]:
