@@ -60,8 +60,8 @@ def running(data_dir: Path, *args: str, **environment: str) -> Iterator[Stack]:
             env=env,
             text=True,
         )
+        assert process.stdout is not None
         try:
-            assert process.stdout is not None
             line = process.stdout.readline()
             if not line:
                 process.wait(20)
@@ -78,6 +78,8 @@ def running(data_dir: Path, *args: str, **environment: str) -> Iterator[Stack]:
                 process.kill()
                 process.wait(10)
                 pytest.fail("forebay up took more than 15 s to end")
+            finally:
+                process.stdout.close()
 
 
 @pytest.fixture(scope="session")

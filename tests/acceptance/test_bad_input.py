@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from io import BytesIO
 from typing import Any
 
 import aiohttp
@@ -17,9 +18,10 @@ async def _post(
     stack: Any, path: str, data: bytes | str, **headers: str
 ) -> tuple[int, dict[str, Any]]:
     sent = {"Authorization": f"Bearer {stack.admin_key}", "Content-Type": "application/json"}
+    sent_data = data.encode() if isinstance(data, str) else data
     async with (
         aiohttp.ClientSession() as session,
-        session.post(stack.api + path, data=data, headers=sent | headers) as response,
+        session.post(stack.api + path, data=BytesIO(sent_data), headers=sent | headers) as response,
     ):
         body = await response.json()
         assert response.headers["x-request-id"] == body["error"]["request_id"]
