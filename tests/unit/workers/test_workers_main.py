@@ -1,0 +1,61 @@
+"""The command line of the workers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from workers.__main__ import main
+
+
+@pytest.fixture(autouse=True)
+def _catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    (checkpoint / "config.json").write_text("{}")
+    (tmp_path / "models.toml").write_text(
+        f"""
+        [models.here]
+        kind = "chat"
+        source = "path:{checkpoint}"
+        context_tokens = 10
+        [models.gone]
+        kind = "embedding"
+        source = "path:{tmp_path}/nowhere"
+        context_tokens = 10
+        """
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FOREBAY_MODELS__CATALOGUE", str(tmp_path / "models.toml"))
+
+
+def test_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    rows = {row["model"]: row for row in json.loads(capsys.readouterr().out)}
+    assert (rows["here"]["cached"], rows["gone"]["cached"]) == (True, False)
+    assert rows["here"]["path"].endswith("checkpoint")
+
+
+def test_pull_reports_and_fails_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pull", "here"]) == 0
+    line = json.loads(capsys.readouterr().out)
+    assert line == {"model": "here", "stage": "ready", "fraction": 1.0}
+    assert main(["pull", "gone"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert "gone: " in err
+
+
+@pytest.mark.parametrize("arguments", [["pull", "other"], ["--model", "other"], []])
+def test_unknown_models_are_named(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_bad_settings(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("FOREBAY_WORKER__GRACE_S", "soon")
+    assert main(["--model", "here"]) == 2
+    assert "FOREBAY_WORKER__GRACE_S='soon'" in capsys.readouterr().err
