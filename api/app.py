@@ -17,6 +17,7 @@ from api.metrics import Metrics
 from api.middlewares.guard import make_guard
 from api.ports import Authenticator as AuthenticatorPort
 from api.ports import Hub, Queue
+from api.protocol_log import LOGGER
 from api.routes import PUBLIC, Route, add_routes
 from broker.async_queue import AsyncRedisQueue
 from broker.connections import connect_async
@@ -45,6 +46,7 @@ def make_app(
             "auto_decompress": False,
             "lingering_time": 5.0,
             "access_log": None,
+            "logger": LOGGER,
         },
     )
     app[keys.SETTINGS] = settings
@@ -72,7 +74,7 @@ def make_metrics_app(app: web.Application) -> web.Application:
     """The scraper's own listener beside a started `app`: open on loopback, else for admins."""
     host = app[keys.SETTINGS].api.metrics_host
     scope = PUBLIC if host in _LOOPBACK else "admin"
-    metrics_app = web.Application(handler_args={"access_log": None})
+    metrics_app = web.Application(handler_args={"access_log": None, "logger": LOGGER})
     metrics_app[keys.CATALOGUE] = app[keys.CATALOGUE]
     metrics_app[keys.METRICS] = app[keys.METRICS]
     metrics_app[keys.QUEUE] = app[keys.QUEUE]

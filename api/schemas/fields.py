@@ -72,12 +72,12 @@ def joined_parts(value: Any) -> Any:
     for part in value:
         if not isinstance(part, dict) or not isinstance(part.get("type"), str):
             raise PydanticCustomError("content_part", "each content part needs a type")
+        if part["type"] == "text" and not isinstance(part.get("text"), str):
+            raise PydanticCustomError("content_part", "a text part needs a text")
         if part["type"] != "text" or len(part) != 2:
             raise PydanticCustomError(
                 "unsupported_value", "only content parts of type text are supported"
             )
-        if not isinstance(part.get("text"), str):
-            raise PydanticCustomError("content_part", "a text part needs a text")
         texts.append(part["text"])
     if not texts:
         raise PydanticCustomError("content_part", "at least one content part is needed")

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, NotRequired
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 from typing_extensions import TypedDict
 
 from api.schemas.fields import (
@@ -33,6 +33,10 @@ from api.schemas.fields import (
 )
 from broker.jobs import Band
 from config.catalogue import ModelSpec
+
+#: The two forms of an input; pydantic puts the names into the locations of errors.
+TEXTS = "<texts>"
+TOKENS = "<tokens>"
 
 Neutral = Mapping[str, tuple[Any, ...]]
 
@@ -229,6 +233,10 @@ class ChatRequest(GenerationRequest):
         return b'%b,"max_tokens":%d}' % (body[:-1], self.max_completion_tokens)
 
 
+def _prompt_form(value: Any) -> str:
+    return TOKENS if isinstance(value, list) else TEXTS
+
+
 def _one_prompt(value: Any) -> Any:
     """A list with a single prompt in it is that prompt; several are not supported."""
     if isinstance(value, list) and value and isinstance(value[0], str | list):
@@ -249,8 +257,11 @@ class CompletionRequest(GenerationRequest):
     }
 
     prompt: Annotated[
-        Annotated[str, Field(min_length=1)]
-        | Annotated[list[TokenId], Field(min_length=1, max_length=1_000_000, fail_fast=True)],
+        Annotated[str, Field(min_length=1), Tag(TEXTS)]
+        | Annotated[
+            list[TokenId], Field(min_length=1, max_length=1_000_000, fail_fast=True), Tag(TOKENS)
+        ],
+        Discriminator(_prompt_form),
         BeforeValidator(_one_prompt),
     ]
 
@@ -262,13 +273,19 @@ def _many_inputs(value: Any) -> Any:
     return listed(value)
 
 
+def _input_form(value: Any) -> str:
+    return TOKENS if isinstance(value, list) and value and isinstance(value[0], list) else TEXTS
+
+
 _Texts = Annotated[
     list[Annotated[str, Field(min_length=1)]],
     Field(min_length=1, max_length=2048, fail_fast=True),
+    Tag(TEXTS),
 ]
 _TokenLists = Annotated[
     list[Annotated[list[TokenId], Field(min_length=1, max_length=100_000, fail_fast=True)]],
     Field(min_length=1, max_length=2048, fail_fast=True),
+    Tag(TOKENS),
 ]
 
 
@@ -277,5 +294,7 @@ class EmbeddingRequest(InferenceRequest):
     kind = "embedding"
     neutral: ClassVar[Neutral] = {"dimensions": ()}
 
-    input: Annotated[_Texts | _TokenLists, BeforeValidator(_many_inputs)]
+    input: Annotated[
+        _Texts | _TokenLists, Discriminator(_input_form), BeforeValidator(_many_inputs)
+    ]
     encoding_format: Literal["float", "base64"] | None = None

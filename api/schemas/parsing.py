@@ -7,9 +7,9 @@ from typing import Any, Final, TypeVar
 
 import orjson
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
 
 from api.errors import ApiError
+from api.schemas.inference import TEXTS, TOKENS
 from api.schemas.jobs import ENDPOINTS
 
 T = TypeVar("T")
@@ -18,8 +18,8 @@ T = TypeVar("T")
 _MAX_PROBLEMS: Final = 100
 #: Longest `param` shown; names of unknown parameters are the caller's own words.
 _MAX_PARAM: Final = 128
-#: Names that pydantic puts into a location for members of a union, besides `list[…]`.
-_UNION_MEMBERS: Final = frozenset({"str", "constrained-str", *ENDPOINTS})
+#: Names that pydantic puts into a location for members of a union.
+_UNION_MEMBERS: Final = frozenset({TEXTS, TOKENS, *ENDPOINTS})
 
 
 def parse(adapter: TypeAdapter[T], raw: bytes) -> T:
@@ -46,8 +46,7 @@ def parse_query(adapter: TypeAdapter[T], query: Mapping[str, str]) -> T:
 def _refusal(error: ValidationError) -> ApiError:
     if error.error_count() > _MAX_PROBLEMS:
         return ApiError("invalid_request", f"The body has more than {_MAX_PROBLEMS} problems.")
-    problems = error.errors(include_url=False, include_input=False)
-    problem = _most_telling(problems)
+    problem = error.errors(include_url=False, include_input=False)[0]
     kind, param = problem["type"], _param(problem["loc"])
     if kind == "json_invalid":
         where = problem.get("ctx", {}).get("error", "")
@@ -67,23 +66,9 @@ def _refusal(error: ValidationError) -> ApiError:
     return ApiError("invalid_request", _sentence(problem["msg"]), param=param)
 
 
-def _most_telling(problems: Sequence[ErrorDetails]) -> ErrorDetails:
-    """The first problem that isn't a mere "not this member of the union either"."""
-    places = [_path(problem["loc"]) for problem in problems]
-    for problem, place in zip(problems, places, strict=True):
-        deeper = any(len(other) > len(place) and other[: len(place)] == place for other in places)
-        if not deeper:
-            return problem
-    return problems[0]
-
-
 def _path(loc: Sequence[int | str]) -> tuple[int | str, ...]:
     """The place in the body, without pydantic's own names for the members of unions."""
-    parts = tuple(
-        part
-        for part in loc
-        if not (isinstance(part, str) and (part in _UNION_MEMBERS or "[" in part))
-    )
+    parts = tuple(part for part in loc if part not in _UNION_MEMBERS)
     # A key of `metadata` is content.
     return parts[: parts.index("metadata") + 1] if "metadata" in parts else parts
 
