@@ -1,0 +1,129 @@
+"""`forebay tenants`, `forebay keys` and `forebay db` as processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+import redis
+
+from api.auth import keys
+from broker.keys import POLICY_WEIGHT
+from config.settings import Settings
+
+ROOT = Path(__file__).parents[3]
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def database_url(tmp_path: Path) -> str:
+    """One database is enough here: the commands know nothing of its kind."""
+    return f"sqlite:///{tmp_path / 'accounts.db'}"
+
+
+@pytest.fixture
+def forebay(settings: Settings, tmp_path: Path) -> Run:
+    """Runs the command on the test's database and Redis, from an empty folder."""
+
+    def run(*arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "COLUMNS": "200",
+            "FOREBAY_DATABASE__URL": settings.database.url.get_secret_value(),
+            "FOREBAY_REDIS__URL": settings.redis.url.get_secret_value(),
+            "FOREBAY_AUTH__PEPPER": settings.auth.pepper.get_secret_value(),
+            **changes,
+        }
+        return subprocess.run(
+            [sys.executable, "-m", "api.cli", *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    return run
+
+
+def failed(done: subprocess.CompletedProcess[str], code: int) -> str:
+    """The one line (after click's usage lines, if any) a command failed with."""
+    assert done.returncode == code, done
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line]
+    assert lines[-1].startswith("Error: "), done.stderr
+    assert all(line.startswith(("Usage:", "Try ")) for line in lines[:-1]), done.stderr
+    return lines[-1]
+
+
+def test_from_an_empty_database_to_a_revoked_key(forebay: Run, valkey: str) -> None:
+    assert "forebay db upgrade" in failed(forebay("tenants", "list"), 1)
+    upgraded = forebay("db", "upgrade", "--json")
+    assert json.loads(upgraded.stdout) == {"from": None, "to": "0001"}
+    assert "already" in forebay("db", "upgrade").stdout
+
+    created = forebay("tenants", "create", "acme", "--weight", "2.5", "--json")
+    tenant = json.loads(created.stdout)
+    assert (tenant["name"], tenant["weight"], tenant["priority"]) == ("acme", 2.5, "interactive")
+    with redis.Redis.from_url(valkey) as client:
+        assert float(client.hget(POLICY_WEIGHT, tenant["id"]) or 0) == 2.5
+
+    changed = forebay("tenants", "set", "acme", "--priority", "batch", "--disable", "--json")
+    assert json.loads(changed.stdout)["priority"] == "batch"
+    assert json.loads(changed.stdout)["disabled_at"] is not None
+    assert "disabled" in forebay("tenants", "list").stdout
+    forebay("tenants", "set", "acme", "--enable")
+
+    made = forebay("keys", "create", "acme", "--name", "[red]ci", "--expires", "30d", "--json")
+    key = json.loads(made.stdout)
+    assert keys.has_checksum(key["key"])
+    life = datetime.fromisoformat(key["expires_at"]) - datetime.fromisoformat(key["created_at"])
+    assert life == timedelta(days=30)
+
+    plain = forebay("keys", "create", "acme")
+    assert keys.has_checksum(plain.stdout.strip())
+    assert plain.stdout.strip() not in plain.stderr
+
+    listed = forebay("keys", "list", "acme")
+    assert "[red]ci" in listed.stdout
+    assert key["key"] not in listed.stdout + forebay("keys", "list", "--json").stdout
+
+    assert "revoked" in forebay("keys", "revoke", key["id"]).stdout
+    after = {found["id"]: found for found in json.loads(forebay("keys", "list", "--json").stdout)}
+    assert after[key["id"]]["status"] == "revoked"
+    assert len(after) == 2
+
+
+@pytest.mark.usefixtures("engine")
+def test_mistakes_are_one_line_each(forebay: Run) -> None:
+    assert "no tenant 'nobody'" in failed(forebay("keys", "create", "nobody"), 1)
+    assert "no key 'key_x'" in failed(forebay("keys", "revoke", "key_x"), 1)
+    assert "name" in failed(forebay("tenants", "create", "A B"), 2)
+    assert "weight" in failed(forebay("tenants", "create", "acme", "--weight", "0"), 2)
+    assert "12h, 30d" in failed(forebay("keys", "create", "acme", "--expires", "soon"), 2)
+    assert "root" in failed(forebay("keys", "create", "acme", "--scope", "root"), 2)
+    without = forebay("keys", "create", "acme", FOREBAY_AUTH__PEPPER="")
+    assert "FOREBAY_AUTH__PEPPER" in failed(without, 2)
+    wrong = forebay("tenants", "list", FOREBAY_DATABASE__URL="mysql://x")
+    assert "FOREBAY_DATABASE__URL" in failed(wrong, 2)
+    away = forebay(
+        "tenants", "list", FOREBAY_DATABASE__URL="postgresql+psycopg://u:pw@127.0.0.1:1/x"
+    )
+    assert "pw" not in failed(away, 1)
+
+
+@pytest.mark.usefixtures("engine")
+def test_a_change_without_redis_stands_with_a_warning(forebay: Run) -> None:
+    done = forebay("tenants", "create", "acme", "--json", FOREBAY_REDIS__URL="redis://127.0.0.1:1")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["name"] == "acme"
+    assert done.stderr.startswith("Warning: the change is stored, but Redis is away")
+    assert len(done.stderr.splitlines()) == 1
