@@ -36,7 +36,7 @@ CHATS = 64
 MAX_TOKENS = 48
 ROUNDS = 4
 WARMUP_TOKENS = 8
-ROUND_S = 120.0
+ROUND_S = 240.0
 #: Window in which the idle stack's use of the processors is read.
 IDLE_S = 3.0
 

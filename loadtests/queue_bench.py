@@ -51,9 +51,12 @@ def noop(lab: Lab) -> tuple[dict[str, float], str]:
     stock, ignoring, ours = Stock(lab, results=True), Stock(lab, results=False), Forebay(lab)
     sides: list[Side] = [ours, stock, ignoring]
     rates: dict[str, list[float]] = {side.label: [] for side in sides}
+    cpu_us: dict[str, list[float]] = {side.label: [] for side in sides}
     for number in range(ROUNDS):
         for side in reversed(sides) if number % 2 else sides:
+            cpu_before = side.child.cpu_s()
             rate = drain_rate(side, NOOP_JOBS)
+            cpu_us[side.label].append((side.child.cpu_s() - cpu_before) / NOOP_JOBS * 1e6)
             rates[side.label].append(rate)
             say(f"no-op round {number + 1}/{ROUNDS} {side.label}: {rate:,.0f} jobs/s")
     for side in sides:
@@ -68,11 +71,13 @@ def noop(lab: Lab) -> tuple[dict[str, float], str]:
             label,
             f"{statistics.median(values):,.0f}",
             f"{min(values):,.0f}-{max(values):,.0f}",
+            f"{statistics.median(cpu_us[label]):.0f}",
             f"{versus[label]:.2f}" if label in versus else "",
         ]
         for label, values in rates.items()
     ]
-    headings = [f"no-op jobs, {THREADS} threads", "done/s (median)", "rounds", "Forebay is × this"]
+    headings = [f"no-op jobs, {THREADS} threads", "done/s (median)", "rounds"]
+    headings += ["worker's CPU µs each", "Forebay is × this"]
     return figures, table(headings, rows)
 
 
