@@ -108,7 +108,7 @@ def test_celery_control_and_events_work(lab: Lab) -> None:
     worker = lab.start(concurrency=2)
     app = make_app(Settings(redis={"url": lab.url}), model_queues=[QUEUE])
     node = f"w{worker.pid}@test"
-    inspect = app.control.inspect(timeout=2.0)
+    inspect = app.control.inspect(timeout=10.0, limit=1)
     assert inspect.ping() == {node: {"ok": "pong"}}
     seen: list[dict[str, object]] = []
     with app.connection() as connection:
