@@ -33,7 +33,7 @@ T = TypeVar("T")
 #: Jobs the chat worker runs at once in the demo: few, so that a queue forms and fairness shows.
 _SLOTS = 8
 #: Longest time for one scene.
-_SCENE_S = 120.0
+_SCENE_S = 240.0
 
 
 @click.command()
@@ -58,7 +58,7 @@ def demo(engine: str | None, keep: bool) -> None:
     try:
         kept = _until_stopped(_play(stack, models, chosen, keep=keep, console=stdout()))
     except (ClientError, AccountsError, PullError, TimeoutError) as error:
-        raise CommandError(f"the demo failed: {error}{stack.tail()}") from None
+        raise CommandError(f"the demo failed: {error}") from None
     except KeyboardInterrupt:
         raise CommandError("interrupted", exit_code=130) from None
     finally:
@@ -121,6 +121,11 @@ async def _play(
             if watching.done():
                 await watching
             await scenes
+        except Exception as error:
+            # Now, while its end says what went wrong and not how it was stopped.
+            if not getattr(error, "details", ""):
+                click.echo(stack.tail(), err=True)
+            raise
         finally:
             for task in (watching, scenes):
                 task.cancel()

@@ -218,7 +218,7 @@ async def _watch(
     """Show how far everyone is until all are done; the first failure ends it."""
     live = Live(_progress(tenants), console=console, refresh_per_second=10, transient=True)
     waiting = set(jobs)
-    said = 0.0
+    said, last = 0.0, ""
     if console.is_terminal:
         live.start()
     try:
@@ -230,9 +230,9 @@ async def _watch(
                 task.result()
             if console.is_terminal:
                 live.update(_progress(tenants))
-            elif time.monotonic() - said >= 1 or not waiting:
-                said = time.monotonic()
-                console.print(f"  {said - began:4.1f} s  {_line(tenants)}", soft_wrap=True)
+            elif (line := _line(tenants)) != last and (time.monotonic() - said >= 1 or not waiting):
+                said, last = time.monotonic(), line
+                console.print(f"  {said - began:4.1f} s  {line}", soft_wrap=True)
     finally:
         if console.is_terminal:
             live.stop()

@@ -70,7 +70,7 @@ class DemoStack:
         self._process = self._spawn()
         line = await self._first_line(self._process)
         if not line:
-            raise CommandError(f"the stack did not start{self.tail()}")
+            raise CommandError("the stack did not start", details=self.tail())
         said = json.loads(line)
         return Addresses(said["api"], said["flower"], said["metrics"], said["admin_key"])
 
@@ -101,7 +101,7 @@ class DemoStack:
             # Its end ends the reading too.
             process.kill()
             await reading
-            raise CommandError(f"the stack was not ready after {_START_S:g} s{self.tail()}")
+            raise CommandError(f"the stack was not ready after {_START_S:g} s", details=self.tail())
         return reading.result()
 
     async def ended(self) -> None:
@@ -116,7 +116,7 @@ class DemoStack:
             asyncio.get_running_loop().remove_reader(watched)
             os.close(watched)
         status = self._process.wait()
-        raise CommandError(f"the stack ended with status {status}{self.tail()}")
+        raise CommandError(f"the stack ended with status {status}", details=self.tail())
 
     async def stop(self) -> float:
         """End it if it runs; returns how long that took. Raises `CommandError`."""
@@ -130,19 +130,17 @@ class DemoStack:
             self._process.kill()
             raise CommandError(f"the stack did not end within {_STOP_S:g} s") from None
         if status != 0:
-            raise CommandError(f"the stack ended with status {status}{self.tail()}")
+            raise CommandError(f"the stack ended with status {status}", details=self.tail())
         return time.monotonic() - began
 
     def clean(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def tail(self, lines: int = 12) -> str:
-        """The end of the log, to be put behind a message."""
+    def tail(self, lines: int = 15) -> str:
+        """The end of the log."""
         with suppress(OSError):
-            size = self.log.stat().st_size
             with self.log.open("rb") as file:
-                file.seek(max(0, size - 16_384))
-                last = file.read().decode(errors="replace").splitlines()[-lines:]
-            if last:
-                return ":" + os.linesep + os.linesep.join(last)
+                file.seek(max(0, self.log.stat().st_size - 16_384))
+                last = file.read().decode(errors="replace").splitlines()
+            return "\n".join(last[-lines:])
         return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import IO, Any
 
 import click
 
@@ -14,15 +15,21 @@ MISUSED = 2
 
 
 class CommandError(click.ClickException):
-    """Ends the command with `Error: <message>` on one line."""
+    """Ends the command with `Error: <message>` on one line, below `details` if there are any."""
 
-    def __init__(self, message: str, *, exit_code: int = FAILED) -> None:
+    def __init__(self, message: str, *, exit_code: int = FAILED, details: str = "") -> None:
         super().__init__(" ".join(message.split()))
         self._code = exit_code
+        self.details = details
 
     @property
     def exit_code(self) -> int:  # type: ignore[override]
         return self._code
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        if self.details:
+            click.echo(self.details, file=file, err=True)
+        super().show(file)
 
 
 @contextmanager

@@ -125,6 +125,24 @@ async def test_it_says_where_everything_is_and_that_is_true(running: Up) -> None
                 assert response.status == 200, url
 
 
+async def test_flower_shows_workers_and_tasks(running: Up) -> None:
+    flower = running.said["flower"]
+    async with aiohttp.ClientSession() as session, asyncio.timeout(30):
+        while True:
+            await asyncio.to_thread(running.json, "submit", "hello", "--max-tokens", "2")
+            async with session.get(f"{flower}/api/tasks") as response:
+                tasks = (await response.json()).values()
+            if any(task["state"] == "SUCCESS" for task in tasks):
+                break
+        assert {task["name"] for task in tasks} == {"forebay.run_job"}
+        async with session.get(f"{flower}/api/workers?refresh=1") as response:
+            workers = await response.json()
+    assert {name.split("@")[0] for name in workers} == {CHAT, "all-minilm-l6-v2"}
+    for worker in workers.values():
+        assert worker["stats"]["pool"]
+        assert len(worker["active_queues"]) == 1
+
+
 def test_nothing_private_can_be_read_by_others(running: Up) -> None:
     for path in running.data_dir.rglob("*"):
         if path.suffix in (".json", ".conf") or path.name == "accounts.db":
