@@ -1,8 +1,7 @@
 """Many callers of one event loop on few Redis connections.
 
-A call that finds a free lane is sent at once on a connection of its own. While all lanes are taken
-calls pile up, and the next free lane sends them in one piece: the more load, the fewer system calls
-per call.
+Calls are sent by a few lanes, each with a connection. What comes up in one turn of the loop, or
+while all lanes are taken, goes out in one piece: the more load, the fewer system calls per call.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import redis.asyncio
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from broker.calls import Arg, pack
@@ -40,7 +40,6 @@ class Exchange:
         # Untyped in redis-py.
         self._pool: Any = client.connection_pool
         self._waiting: deque[_Request] = deque()
-        self._busy = 0
         self._lanes: set[asyncio.Task[None]] = set()
 
     async def send(self, commands: Sequence[Sequence[Arg]]) -> list[Any]:
@@ -48,47 +47,36 @@ class Exchange:
 
         Raises what redis-py raises when the connection fails.
         """
-        packed = pack(commands)
-        if self._busy >= LANES or self._waiting:
-            done: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
-            self._waiting.append(_Request(packed, len(commands), done))
-            self._open_lane()
-            return await done
-        self._busy += 1
-        try:
-            return await self._round_trip(packed, len(commands))
-        finally:
-            self._busy -= 1
-            self._open_lane()
-
-    def _open_lane(self) -> None:
-        if self._waiting and self._busy < LANES:
-            self._busy += 1
+        done: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Request(pack(commands), len(commands), done))
+        if len(self._lanes) < LANES:
+            # A task of its own even for a lone call: redis-py goes through `asyncio.wait_for`,
+            # which in Python 3.11 can swallow a caller's cancellation.
             lane = asyncio.create_task(self._drain())
             self._lanes.add(lane)
             lane.add_done_callback(self._lanes.discard)
+        return await done
 
     async def _drain(self) -> None:
         """Send batches until nobody waits."""
-        try:
-            while batch := self._next_batch():
-                try:
-                    replies = await self._round_trip(
-                        b"".join([each.packed for each in batch]),
-                        sum(each.count for each in batch),
-                    )
-                except Exception as error:
-                    for each in batch:
-                        if not each.done.done():
-                            each.done.set_exception(error)
-                else:
-                    taken = 0
-                    for each in batch:
-                        if not each.done.done():
-                            each.done.set_result(replies[taken : taken + each.count])
-                        taken += each.count
-        finally:
-            self._busy -= 1
+        while batch := self._next_batch():
+            try:
+                replies = await self._round_trip(
+                    b"".join([each.packed for each in batch]),
+                    sum(each.count for each in batch),
+                )
+            except BaseException as error:
+                for each in batch:
+                    if not each.done.done():
+                        each.done.set_exception(_failure(error))
+                if not isinstance(error, Exception):
+                    raise
+            else:
+                taken = 0
+                for each in batch:
+                    if not each.done.done():
+                        each.done.set_result(replies[taken : taken + each.count])
+                    taken += each.count
 
     def _next_batch(self) -> list[_Request]:
         batch: list[_Request] = []
@@ -118,3 +106,8 @@ class Exchange:
         finally:
             await self._pool.release(connection)
         return replies
+
+
+def _failure(error: BaseException) -> Exception:
+    """What callers get; a lane that was cancelled (the loop is ending) has lost its connection."""
+    return error if isinstance(error, Exception) else RedisConnectionError("cancelled")

@@ -97,8 +97,7 @@ class FairShare:
         """
         state = self.bands[band]
         times = state.active if tenant in state.active else state.idle
-        if tokens == 0 or (tokens < 0 and tenant not in times):
-            return
-        own = times.get(tenant, state.clock)
-        to = own + tokens / weight
-        times[tenant] = max(to, min(own, state.clock)) if tokens < 0 else to
+        own = max(state.clock, times.get(tenant, state.clock))
+        to = max(state.clock, own + tokens / weight)
+        if tokens and (tenant in times or to > state.clock):
+            times[tenant] = to

@@ -132,8 +132,7 @@ class EventHub:
 
     async def stop(self) -> None:
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await _end({self._task})
             self._task = None
 
     def subscribe(self, job_id: str) -> Subscription:
@@ -184,8 +183,8 @@ class EventHub:
                 pause = BACKOFF_S[0]
                 self._subscribe_again()
                 await self._serve(connection)
-            except* (RedisError, OSError) as group:
-                log.warning("event_hub_disconnected", error=str(group.exceptions[0]))
+            except (RedisError, OSError) as error:
+                log.warning("event_hub_disconnected", error=str(error))
             finally:
                 await connection.disconnect(nowait=True)
             self._lose()
@@ -195,10 +194,17 @@ class EventHub:
     async def _serve(self, connection: AbstractConnection) -> None:
         """Write and read until the connection breaks."""
         self._heard = asyncio.get_running_loop().time()
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._write(connection))
-            group.create_task(self._read(connection))
-            group.create_task(self._probe())
+        parts = {
+            asyncio.create_task(self._write(connection)),
+            asyncio.create_task(self._read(connection)),
+            asyncio.create_task(self._probe()),
+        }
+        try:
+            done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await _end(parts)
+        for part in done:
+            part.result()
 
     async def _write(self, connection: AbstractConnection) -> None:
         while True:
@@ -269,6 +275,17 @@ class EventHub:
         self._wake.set()
 
 
+async def _end(tasks: set[asyncio.Task[None]]) -> None:
+    """Cancel tasks until they have ended.
+
+    Once may not do: in Python 3.11 `asyncio.wait_for`, which redis-py uses, can swallow it.
+    """
+    while waiting := {task for task in tasks if not task.done()}:
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting, timeout=0.1)
+
+
 class MemoryHub:
     """The same on a `MemoryQueue`; nothing is ever lost except by slow readers."""
 
@@ -281,7 +298,9 @@ class MemoryHub:
         loop = asyncio.get_running_loop()
 
         def pass_on(job_id: str, event: Event) -> None:
-            loop.call_soon_threadsafe(self._deliver, job_id, event)
+            # Whoever subscribes from here on doesn't hear of it, as with Redis.
+            for reader in tuple(self._readers.get(job_id, ())):
+                loop.call_soon_threadsafe(reader.put, event)
 
         self._end = self._memory.subscribe(pass_on)
 
@@ -301,7 +320,3 @@ class MemoryHub:
         readers.discard(subscription)
         if not readers:
             self._readers.pop(subscription.job_id, None)
-
-    def _deliver(self, job_id: str, event: Event) -> None:
-        for reader in self._readers.get(job_id, ()):
-            reader.put(event)

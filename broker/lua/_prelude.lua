@@ -153,18 +153,11 @@ local function settle(base, band, tenant, tokens, weight)
     own = call('ZSCORE', key, tenant)
   end
   local clock = clock_of(base, band)
-  if own then
-    own = tonumber(own)
-  elseif tokens > 0 then
-    own = clock
-  else
-    return
+  local from = math.max(clock, tonumber(own or clock))
+  local to = math.max(clock, from + tokens / weight)
+  if own or to > clock then
+    call('ZADD', key, to, tenant)
   end
-  local to = own + tokens / weight
-  if tokens < 0 then
-    to = math.max(to, math.min(own, clock))
-  end
-  call('ZADD', key, to, tenant)
 end
 
 local function log_event(id, seq, kind, attempt)
