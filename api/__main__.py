@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
+import socket
 import sys
 from collections.abc import Mapping
+from contextlib import AsyncExitStack, ExitStack
 from typing import Final
 
 import uvloop
@@ -24,6 +27,8 @@ log = logs.get_logger(__name__)
 
 #: Set by whoever starts several processes on one port; the first one also serves metrics.
 PROCESS_INDEX: Final = "FOREBAY_PROCESS_INDEX"
+#: Connections the kernel holds before they are accepted.
+_BACKLOG: Final = 1024
 
 
 class StartError(Exception):
@@ -41,49 +46,78 @@ def main() -> int:
         return _refuse(error, 2)
     logs.configure(tree.log, process="api")
     try:
-        _check_broker(tree)
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(tree, models))
+        with ExitStack() as sockets:
+            port = sockets.enter_context(
+                _bind(tree.api.host, tree.api.port, shared=tree.api.processes > 1)
+            )
+            metrics_port = None
+            if tree.api.metrics_port and os.environ.get(PROCESS_INDEX, "0") == "0":
+                metrics_port = sockets.enter_context(
+                    _bind(tree.api.metrics_host, tree.api.metrics_port)
+                )
+            _check_broker(tree)
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(serve(tree, models, port, metrics_port))
     except (StartError, BrokerError, SettingsError) as error:
         return _refuse(error, 1)
     return 0
 
 
-async def serve(tree: Settings, models: Mapping[str, ModelSpec]) -> None:
-    """Run until a signal comes, then let open requests finish. Raises `StartError`."""
+async def serve(
+    tree: Settings,
+    models: Mapping[str, ModelSpec],
+    port: socket.socket,
+    metrics_port: socket.socket | None,
+) -> None:
+    """Serve on bound sockets until a signal comes, then let open requests finish."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    # aiohttp waits this long twice: for handlers to end, then for them to notice their end.
-    grace_s = tree.api.shutdown_grace_s / 2
     app = make_app(tree, models)
-    main_runner = web.AppRunner(app, shutdown_timeout=grace_s)
-    metrics_runner: web.AppRunner | None = None
-    await main_runner.setup()
-    try:
-        await _listen(main_runner, tree.api.host, tree.api.port, shared=tree.api.processes > 1)
-        if tree.api.metrics_port and os.environ.get(PROCESS_INDEX, "0") == "0":
+    async with AsyncExitStack() as running:
+        # aiohttp waits this long twice: for handlers to end, then for them to notice their end.
+        runner = web.AppRunner(app, shutdown_timeout=tree.api.shutdown_grace_s / 2)
+        running.push_async_callback(runner.cleanup)
+        await runner.setup()
+        if metrics_port is not None:
             metrics_runner = web.AppRunner(make_metrics_app(app), shutdown_timeout=0.5)
+            running.push_async_callback(metrics_runner.cleanup)
             await metrics_runner.setup()
-            await _listen(metrics_runner, tree.api.metrics_host, tree.api.metrics_port)
-        log.info("api_started", addresses=[address[:2] for address in main_runner.addresses])
+            await web.SockSite(metrics_runner, metrics_port).start()
+        # What lives from the start is never garbage; the collector needn't look at it again.
+        gc.collect()
+        gc.freeze()
+        await web.SockSite(runner, port, backlog=_BACKLOG).start()
+        log.info("api_started", address=port.getsockname()[:2], pid=os.getpid())
         await stop.wait()
         log.info("api_stopping", grace_s=tree.api.shutdown_grace_s)
-    finally:
-        if metrics_runner is not None:
-            await metrics_runner.cleanup()
-        await main_runner.cleanup()
     log.info("api_stopped")
 
 
-async def _listen(runner: web.AppRunner, host: str, port: int, *, shared: bool = False) -> None:
-    site = web.TCPSite(runner, host, port, reuse_port=True if shared else None, backlog=1024)
+def _bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """A socket bound to the address; several processes may share it. Raises `StartError`."""
     try:
-        await site.start()
+        family, *_, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        bound = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if shared:
+                bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            bound.bind(address)
+            if not shared:
+                # Two processes may bind a port that neither listens on; only one may listen.
+                # One of several listens when it is ready: the others serve until then.
+                bound.listen(_BACKLOG)
+        except BaseException:
+            bound.close()
+            raise
     except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise StartError(f"can't listen on {host}:{port}: {reason.lower()}") from None
+        reason = (error.strerror or type(error).__name__).lower()
+        raise StartError(f"can't listen on {host}:{port}: {reason}") from None
+    return bound
 
 
 def _check_broker(tree: Settings) -> None:
