@@ -9,6 +9,7 @@ Written for transformers 5.23-5.24 (see setup.cfg). What is changed, and why:
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +32,12 @@ PAGE_TOKENS = 32
 CPU_BATCH_TOKENS = 512
 
 Deliver = Callable[[list[Any]], None]
+
+# Its own handler would tear the log lines apart, and some of its warnings show prompt tokens.
+_library_log = logging.getLogger("ContinuousBatchingLogger")
+_library_log.handlers.clear()
+_library_log.propagate = True
+_library_log.setLevel(logging.ERROR)
 
 
 def batching_config(

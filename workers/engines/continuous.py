@@ -113,14 +113,18 @@ class ContinuousEngine:
         return self._begin(request.id, prompt, generation, request.on_text)
 
     def cancel(self, request_id: str) -> None:
-        with self._lock:
-            name = self._names.pop(request_id, None)
-            answer = self._answers.pop(name, None) if name is not None else None
         loop = self._loop
-        if name is None or answer is None or loop is None:
+        with self._lock:
+            name = self._names.pop(request_id, "")
+            answer = self._answers.pop(name, None)
+        if answer is None:
             return
-        result = answer.cut(loop.generated(name), loop.cached.pop(name, 0))
-        loop.cancel_request(name)
+        generated: list[int] = []
+        cached = 0
+        if loop is not None:
+            generated, cached = loop.generated(name), loop.cached.pop(name, 0)
+            loop.cancel_request(name)
+        result = answer.cut(generated, cached)
         answer.future.set_exception(RequestCancelledError(result))
 
     @property
