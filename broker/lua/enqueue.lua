@@ -19,7 +19,7 @@ if not (SHARE[band] and cost and cost >= 1 and delay and delay >= 0) then
   return redis.error_reply('ERR bad band, cost or delay')
 end
 if call('EXISTS', record) == 1 then
-  return {1, call('LLEN', list)}
+  return {1, math.max(call('LLEN', list) - 1, 0)}
 end
 local bound = policy('max_queued', tenant, ARGV[6])
 if tonumber(call('HGET', base .. 'n', tenant) or 0) >= bound then
