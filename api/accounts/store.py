@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 from sqlalchemy import Engine, or_, select, update
 from sqlalchemy.exc import IntegrityError
@@ -22,6 +23,9 @@ from api.accounts.records import ApiKey, Tenant
 from api.accounts.tables import ApiKeyRow, ChangeRow, TenantRow
 from broker.jobs import Band
 from broker.policies import TenantPolicy
+
+#: Rows of a long answer that are fetched at once.
+_PIECE: Final = 500
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,7 +172,8 @@ class AccountStore:
                         scopes=frozenset(row.scopes.split()),
                         expires_at=row.expires_at,
                     )
-                    for row in session.execute(live)
+                    # In pieces, so that the thread lets the event loop run in between.
+                    for row in session.execute(live).yield_per(_PIECE)
                 ),
             )
 
