@@ -6,10 +6,11 @@ One and not five, because every layer costs each request a call and a frame.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from aiohttp import hdrs, web
@@ -25,6 +26,7 @@ from broker.errors import BrokerError
 from config.logs import get_logger
 
 log = get_logger(__name__)
+_stdlib_log: Final = logging.getLogger(__name__)
 
 _REQUEST_ID: Final = "x-request-id"
 #: An incoming id that is safe to repeat in headers, logs and records.
@@ -64,13 +66,11 @@ def make_guard(table: Mapping[web.AbstractRoute, Route]) -> Middleware:
             seconds = time.perf_counter() - started
             metrics.request_served(method, path, status, seconds)
             if status >= 400:
-                log.info(
-                    "request_refused" if status < 500 else "request_failed",
-                    method=method,
-                    route=path,
-                    status=status,
-                    duration_ms=round(seconds * 1000, 1),
-                )
+                event = "request_refused" if status < 500 else "request_failed"
+                _log_access(log.info, event, method, path, status, seconds)
+            elif _stdlib_log.isEnabledFor(logging.DEBUG):
+                # Asked first: a line that is only dropped later still costs as much as the parsing.
+                _log_access(log.debug, "request_served", method, path, status, seconds)
         if not response.prepared:
             response.headers[_REQUEST_ID] = request_id
             # What runs here is nobody's business.
@@ -78,6 +78,14 @@ def make_guard(table: Mapping[web.AbstractRoute, Route]) -> Middleware:
         return response
 
     return guard
+
+
+def _log_access(
+    write: Callable[..., object], event: str, method: str, route: str, status: int, seconds: float
+) -> None:
+    """The route, not the path: what callers put into a path is theirs."""
+    duration_ms = round(seconds * 1000, 1)
+    write(event, method=method, route=route, status=status, duration_ms=duration_ms)
 
 
 def _request_id(request: web.Request) -> str:

@@ -130,7 +130,9 @@ async def test_a_process_serves_logs_without_content_and_ends(
         assert await process.end() == 0
         assert process.stdout == ""
         events = [json.loads(line) for line in process.stderr.splitlines()]
-        assert {"api_started", "request_refused", "api_stopped"} <= {e["event"] for e in events}
+        assert {"api_started", "request_served", "request_refused", "api_stopped"} <= {
+            e["event"] for e in events
+        }
         assert {event["process"] for event in events} == {"api"}
         assert CANARY not in process.stderr
         assert key not in process.stderr
