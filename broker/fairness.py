@@ -12,7 +12,11 @@ time which a start moves on by cost / weight, and the least virtual time goes fi
 clock is the virtual time at which the latest start was made. A tenant that comes back after being
 idle or at its cap starts at the clock, unless its own time is still ahead: idling saves up nothing.
 
-Costs are estimates; `settle` corrects them when the real ones are known.
+Costs are upper bounds (all that may be generated) and often far from what a job takes. A start is
+charged its cost times the part of their cost that jobs of this queue took lately, and `settle`
+corrects the rest when the real number is known. Without the first, a newcomer's running jobs would
+weigh as much as they could ever take, against those of others which have long been corrected, and
+it would get one slot at a time.
 """
 
 from __future__ import annotations
@@ -21,6 +25,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from broker.jobs import BAND_SHARES, BANDS, Band
+
+#: What is left of a job's part in `ratio` when the next one completes: about the last 32 count.
+MEMORY = 31 / 32
+#: A job that ran counts as this many tokens at least, so that jobs which take none (or say so)
+#: still take turns.
+LEAST_TOKENS = 1
 
 
 @dataclass(slots=True)
@@ -43,6 +53,14 @@ class FairShare:
 
     def __init__(self) -> None:
         self.bands: dict[Band, BandState] = {band: BandState() for band in BANDS}
+        #: Sums over the jobs completed lately, older ones fading: tokens taken, and their costs.
+        self.taken = 0.0
+        self.estimated = 0.0
+
+    @property
+    def ratio(self) -> float:
+        """The part of their cost that jobs take; at most 1."""
+        return min(self.taken / self.estimated, 1.0) if self.estimated > 0 else 1.0
 
     def join(self, band: Band, tenant: str) -> None:
         """The tenant has waiting jobs in this band and is below its cap."""
@@ -74,23 +92,25 @@ class FairShare:
             owed = state.lag / BAND_SHARES[band]
             if chosen is None:
                 chosen = band
-            elif owed > most and state.lag >= head_cost(band, state.first()):
+            elif owed > most and state.lag >= head_cost(band, state.first()) * self.ratio:
                 chosen, most = band, owed
         return (chosen, self.bands[chosen].first()) if chosen else None
 
-    def start(self, band: Band, tenant: str, cost: int, weight: float) -> None:
-        """Charge a start to an active tenant and to its band."""
+    def start(self, band: Band, tenant: str, cost: int, weight: float) -> float:
+        """Charge a start to an active tenant and to its band; returns the tokens charged."""
+        charge = cost * self.ratio
         backlogged = [(each, state) for each, state in self.bands.items() if state.active]
         shares = sum(BAND_SHARES[each] for each, _ in backlogged)
         for each, state in backlogged:
-            state.lag += cost * BAND_SHARES[each] / shares
+            state.lag += charge * BAND_SHARES[each] / shares
         state = self.bands[band]
-        state.lag -= cost
+        state.lag -= charge
         state.clock = max(state.clock, state.active[tenant])
-        state.active[tenant] += cost / weight
+        state.active[tenant] += charge / weight
+        return charge
 
-    def settle(self, band: Band, tenant: str, tokens: int, weight: float) -> None:
-        """Correct what a start was charged: `tokens` is really taken minus estimated.
+    def settle(self, band: Band, tenant: str, tokens: float, weight: float) -> None:
+        """Correct what a start was charged: `tokens` is really taken minus charged.
 
         A refund never reaches below the clock: the charge may have let others in first, and they
         must not be held up by giving it back.
@@ -101,3 +121,8 @@ class FairShare:
         to = max(state.clock, own + tokens / weight)
         if tokens and (tenant in times or to > state.clock):
             times[tenant] = to
+
+    def learn(self, cost: int, taken: int) -> None:
+        """Take account of a completed job's cost and of what it took."""
+        self.taken = self.taken * MEMORY + taken
+        self.estimated = self.estimated * MEMORY + cost

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from broker.errors import DuplicateJobError, JobNotFoundError, QueueFullError
+from broker.fairness import LEAST_TOKENS
 from broker.jobs import (
     Band,
     Claim,
@@ -171,14 +172,14 @@ class MemoryQueue:
 
     def _start(self, state: ModelQueue, job: Job, owner: str) -> Job:
         policy = self._policy(job.tenant)
-        state.fair.start(job.band, job.tenant, job.cost, policy.weight)
+        charged = state.fair.start(job.band, job.tenant, job.cost, policy.weight)
         state.take(job)
         state.waiting[job.tenant] -= 1
         state.running[job.tenant] += 1
         if state.running[job.tenant] >= policy.max_in_flight:
             state.park(job.tenant)
         attempt, now = job.attempt + 1, self._clock_ms()
-        state.leases[job.id] = Lease(attempt, job.cost, owner, now + self._lease_ms)
+        state.leases[job.id] = Lease(attempt, charged, owner, now + self._lease_ms)
         record = self._records[job.id]
         record.text = ""
         self._advance(
@@ -239,8 +240,10 @@ class MemoryQueue:
             job, state = record.job, self._queues[claim.queue]
             policy = self._policy(job.tenant)
             self._unlease(state, job)
-            taken = outcome.usage.total_tokens - lease.charged
-            state.fair.settle(job.band, job.tenant, taken, policy.weight)
+            taken = max(outcome.usage.total_tokens, LEAST_TOKENS)
+            state.fair.settle(job.band, job.tenant, taken - lease.charged, policy.weight)
+            if outcome.status is Status.COMPLETED:
+                state.fair.learn(job.cost, taken)
             state.unpark(job.tenant, policy.max_in_flight)
             record.ended = claim.attempt
             self._finish(record, outcome)

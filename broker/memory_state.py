@@ -27,7 +27,7 @@ class Record:
 @dataclass(slots=True)
 class Lease:
     attempt: int
-    charged: int
+    charged: float
     owner: str
     deadline_ms: int
     cancel: bool = False

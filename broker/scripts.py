@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 from importlib import resources
 
+from broker.fairness import LEAST_TOKENS, MEMORY
 from broker.jobs import BAND_SHARES, BANDS
 
 
@@ -27,7 +28,10 @@ def _constants() -> str:
     names = ", ".join(f"'{band}'" for band in BANDS)
     shares = ", ".join(f"{band} = {share!r}" for band, share in BAND_SHARES.items())
     state = ", ".join(f"'{part}:{band}'" for part in ("V", "lag") for band in BANDS)
-    return f"local BANDS = {{{names}}}\nlocal SHARE = {{{shares}}}\nlocal STATE = {{{state}}}\n"
+    return (
+        f"local BANDS = {{{names}}}\nlocal SHARE = {{{shares}}}\nlocal STATE = {{{state}}}\n"
+        f"local MEMORY, LEAST_TOKENS = {MEMORY!r}, {LEAST_TOKENS!r}\n"
+    )
 
 
 #: A function of the prelude: its name and its whole text.

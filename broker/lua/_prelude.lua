@@ -1,5 +1,5 @@
--- Shared by all scripts of a queue; scripts.py puts it, and the tables BANDS and SHARE made from
--- broker/jobs.py, in front of each verb. Key names are those of broker/keys.py.
+-- Shared by all scripts of a queue; scripts.py puts it, and constants made from
+-- broker/jobs.py and broker/fairness.py, in front of each verb. Key names are those of broker/keys.py.
 --
 -- A script validates everything before its first write: Lua has no rollback.
 --
@@ -9,11 +9,12 @@
 --   o:<band>       ZSET    waiting job id -> when it came in (ms)
 --   a:<band>       ZSET    tenant -> virtual time; it has waiting jobs and isn't parked
 --   i:<band>       ZSET    tenant -> virtual time; idle or parked, as long as it is ahead of the clock
---   s              HASH    per band `V:<band>` (virtual clock) and `lag:<band>` (tokens owed); `cursor`
+--   s              HASH    per band `V:<band>` (virtual clock) and `lag:<band>` (tokens owed);
+--                          `taken`, `estimated` (fading sums over completed jobs); `cursor` (sweep)
 --   n, if          HASH    tenant -> waiting (queued + delayed) jobs; tenant -> running jobs
 --   t              ZSET    tenant -> waiting + running jobs
 --   park           SET     tenants at their cap
---   l, lo          ZSET, HASH  leases: id -> deadline (ms); id -> `attempt|charged cost|owner`
+--   l, lo          ZSET, HASH  leases: id -> deadline (ms); id -> `attempt|charged tokens|owner`
 --   d, x           ZSET, SET   delayed: id -> due (ms); running jobs that shall be cancelled
 --   dead, bell     STREAM, LIST  dead letters; doorbell with at most one element
 -- and the list `<queue>`: one empty element per waiting job, for readers of LLEN.
@@ -186,7 +187,7 @@ local function read_lease(base, id)
   if not raw then
     return nil
   end
-  local attempt, charged, owner = string.match(raw, '^(%d+)|(%d+)|(.*)$')
+  local attempt, charged, owner = string.match(raw, '^(%d+)|([^|]+)|(.*)$')
   return tonumber(attempt), tonumber(charged), owner
 end
 

@@ -18,7 +18,10 @@ reclaim(base, now, RECLAIMS, ARGV[5])
 promote(base, now, PROMOTIONS)
 
 local clock, lag, head = {}, {}, {}
-local state = call('HMGET', base .. 's', unpack(STATE))
+local state = call('HMGET', base .. 's', 'taken', 'estimated', unpack(STATE))
+local taken, estimated = tonumber(table.remove(state, 1) or 0), tonumber(table.remove(state, 1) or 0)
+-- The part of their cost that jobs take.
+local ratio = estimated > 0 and math.min(taken / estimated, 1) or 1
 for b = 1, #BANDS do
   clock[b] = tonumber(state[b] or 0)
   lag[b] = tonumber(state[#BANDS + b] or 0)
@@ -44,7 +47,7 @@ local function choose()
     if head[b] then
       if not chosen then
         chosen = b
-      elseif lag[b] / SHARE[BANDS[b]] > most and lag[b] >= head_cost(b) then
+      elseif lag[b] / SHARE[BANDS[b]] > most and lag[b] >= head_cost(b) * ratio then
         chosen, most = b, lag[b] / SHARE[BANDS[b]]
       end
     end
@@ -81,18 +84,18 @@ while wanted > 0 and parkings < PARKINGS do
     end
     clock[b] = math.max(clock[b], vtime)
     if at.cost then
-      local cost = tonumber(raw[at.cost])
+      local charge = tonumber(raw[at.cost]) * ratio
       local total = 0
       for each = 1, #BANDS do
         total = total + (head[each] and SHARE[BANDS[each]] or 0)
       end
       for each = 1, #BANDS do
         if head[each] then
-          lag[each] = lag[each] + cost * SHARE[BANDS[each]] / total
+          lag[each] = lag[each] + charge * SHARE[BANDS[each]] / total
         end
       end
-      lag[b] = lag[b] - cost
-      vtime = vtime + cost / policy('weight', tenant, ARGV[4])
+      lag[b] = lag[b] - charge
+      vtime = vtime + charge / policy('weight', tenant, ARGV[4])
 
       local attempt = (at.attempt and tonumber(raw[at.attempt]) or 0) + 1
       local seq = tonumber(raw[at.seq]) + 1
@@ -108,7 +111,7 @@ while wanted > 0 and parkings < PARKINGS do
         end
       end
       call('ZADD', base .. 'l', now + lease_ms, id)
-      call('HSET', base .. 'lo', id, attempt .. '|' .. cost .. '|' .. owner)
+      call('HSET', base .. 'lo', id, string.format('%d|%.17g|%s', attempt, charge, owner))
       count_down(base .. 'n', tenant)
       running = call('HINCRBY', base .. 'if', tenant, 1)
       if attempt > 1 then

@@ -23,7 +23,13 @@ end
 
 local now = now_ms()
 local running = unlease(base, id, job.tenant)
+taken = math.max(taken, LEAST_TOKENS)
 settle(base, job.band, job.tenant, taken - charged, policy('weight', job.tenant, ARGV[5]))
+if status == 'completed' then
+  local sums = call('HMGET', base .. 's', 'taken', 'estimated')
+  call('HSET', base .. 's', 'taken', tonumber(sums[1] or 0) * MEMORY + taken,
+    'estimated', tonumber(sums[2] or 0) * MEMORY + job.cost)
+end
 unpark(base, job.tenant, running, ARGV[6])
 finish(base, id, job, status, now, {'ended', attempt, unpack(ARGV, 8)})
 if ARGV[7] ~= '' then

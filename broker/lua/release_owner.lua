@@ -8,7 +8,7 @@ local base, limit = KEYS[1], tonumber(ARGV[2])
 local now, count = now_ms(), 0
 local leases = call('HGETALL', base .. 'lo')
 for k = 1, #leases, 2 do
-  local owner = string.match(leases[k + 1], '^%d+|%d+|(.*)$')
+  local owner = string.match(leases[k + 1], '^%d+|[^|]+|(.*)$')
   if owner == ARGV[1] and count < limit then
     local job = read_job(leases[k])
     if job then

@@ -82,6 +82,46 @@ def test_a_refund_does_not_hold_up_a_newcomer(harness: Harness) -> None:
     assert order.count("newcomer") == 2
 
 
+def test_a_newcomer_gets_its_part_of_the_slots_when_jobs_take_less_than_they_might(
+    harness: Harness,
+) -> None:
+    """32 slots; jobs may take 4,000 tokens each and take 40."""
+    for n in range(400):
+        harness.submit("hoarder", cost=4_000)
+        if n < 100:
+            harness.submit("newcomer", cost=4_000, delay_ms=1_000)
+    running = harness.claim(32)
+
+    def turn() -> None:
+        harness.finish(running.pop(0), tokens=40)
+        running.append(harness.claim_one())
+
+    for _ in range(64):
+        turn()
+    harness.advance(2_000)
+    for _ in range(64):
+        turn()
+    held = Counter(claim.job.tenant for claim in running)
+    assert held["newcomer"] == pytest.approx(16, abs=3)
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("b", "a")])
+def test_jobs_that_take_nothing_still_take_turns(harness: Harness, names: tuple[str, str]) -> None:
+    hoarder, newcomer = names
+    for _ in range(50):
+        harness.submit(hoarder)
+    for _ in range(20):
+        harness.finish(harness.claim_one(), tokens=0)
+    for _ in range(5):
+        harness.submit(newcomer)
+    order = []
+    for _ in range(12):
+        claim = harness.claim_one()
+        order.append(claim.job.tenant)
+        harness.finish(claim, tokens=0)
+    assert order.count(newcomer) == 5
+
+
 def test_higher_bands_go_first_and_lower_ones_keep_their_shares(harness: Harness) -> None:
     for band in Band:
         for n in range(200):

@@ -176,7 +176,9 @@ class Twins(RuleBasedStateMachine):
         if state is None:
             return
         raw = {key.decode(): float(value) for key, value in self.client.hgetall(BASE + "s").items()}
-        for band, twin in state.fair.bands.items():
+        fair = state.fair
+        assert (raw.get("taken", 0.0), raw.get("estimated", 0.0)) == (fair.taken, fair.estimated)
+        for band, twin in fair.bands.items():
             clock = raw.get(f"V:{band}", 0.0)
             assert clock == twin.clock
             assert raw.get(f"lag:{band}", 0.0) == twin.lag
