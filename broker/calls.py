@@ -30,9 +30,9 @@ from broker.policies import TenantPolicy
 from broker.queue import CancelResult, LeaseState
 from broker.scripts import Script
 from broker.stats import BandStats, QueueStats, TenantStats, WorkerStatus
+from broker.wire import Arg, decode_event, pairs
 from config.settings import Queue as QueueSettings
 
-Arg = bytes | str | int | float
 T = TypeVar("T")
 
 #: Leases given back, and ids of a tenant's index looked at, by one script call.
@@ -121,7 +121,7 @@ class Calls:
 
     def get(self, job_id: str, tenant: str | None) -> Call[Job]:
         def decode(replies: list[Any], _: bool) -> Job:
-            raw = _pairs(replies[0])
+            raw = pairs(replies[0])
             if not raw or (tenant is not None and raw[b"tenant"] != tenant.encode()):
                 raise JobNotFoundError(job_id)
             return Job.from_hash(job_id, raw)
@@ -161,7 +161,7 @@ class Calls:
     @staticmethod
     def decode_claims(queue: str, reply: list[Any]) -> list[Claim]:
         return [
-            Claim(queue=queue, job=Job.from_hash(reply[k].decode(), _pairs(reply[k + 1])))
+            Claim(queue=queue, job=Job.from_hash(reply[k].decode(), pairs(reply[k + 1])))
             for k in range(0, len(reply), 2)
         ]
 
@@ -320,45 +320,13 @@ class Listing:
             raise JobNotFoundError(self.after)
         self.after = reply[0].decode()
         self._jobs += (
-            Job.from_hash(reply[k].decode(), _pairs(reply[k + 1])) for k in range(1, len(reply), 2)
+            Job.from_hash(reply[k].decode(), pairs(reply[k + 1])) for k in range(1, len(reply), 2)
         )
         self.done = not self.after or len(self._jobs) > self.limit
 
     @property
     def page(self) -> tuple[list[Job], bool]:
         return self._jobs[: self.limit], len(self._jobs) > self.limit
-
-
-def decode_event(line: bytes) -> Event:
-    """One line of a job's event log, or one message on its channel."""
-    raw = orjson.loads(line)
-    return Event(
-        seq=raw["seq"],
-        type=EventType(raw["type"]),
-        attempt=raw["attempt"],
-        text=raw.get("text", ""),
-    )
-
-
-def pack(commands: Sequence[Sequence[Arg]]) -> bytes:
-    """Commands in the wire format (RESP), ready to be sent in one piece."""
-    parts: list[bytes] = []
-    for command in commands:
-        parts.append(b"*%d\r\n" % len(command))
-        for arg in command:
-            if isinstance(arg, str):
-                arg = arg.encode()
-            elif not isinstance(arg, bytes):
-                arg = repr(arg).encode()
-            parts.append(b"$%d\r\n%b\r\n" % (len(arg), arg))
-    return b"".join(parts)
-
-
-def _pairs(flat: list[bytes] | dict[bytes, bytes]) -> dict[bytes, bytes]:
-    if isinstance(flat, dict):  # A client that speaks RESP3.
-        return flat
-    items = iter(flat)
-    return dict(zip(items, items, strict=True))
 
 
 def _truth(reply: Any, _: bool) -> bool:

@@ -16,7 +16,7 @@ import redis.asyncio
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
-from broker.calls import Arg, pack
+from broker.wire import Arg, pack
 
 #: Batches under way at once. Few make large batches; one alone would let a large answer hold up
 #: all others.

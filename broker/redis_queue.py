@@ -10,12 +10,13 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from broker.async_queue import AsyncRedisQueue
-from broker.calls import RELEASE_BATCH, Arg, Call, Calls, Listing, pack
+from broker.calls import RELEASE_BATCH, Call, Calls, Listing
 from broker.connections import translate
 from broker.jobs import Band, Claim, Delta, Event, Job, NewJob, Outcome, Status
 from broker.policies import TenantPolicy
 from broker.queue import CancelResult, LeaseState
 from broker.stats import QueueStats, WorkerStatus
+from broker.wire import Arg, pack
 from config.settings import Queue as QueueSettings
 
 __all__ = ["AsyncRedisQueue", "RedisQueue"]

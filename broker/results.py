@@ -9,92 +9,31 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections import deque
 from collections.abc import Callable
-from types import TracebackType
-from typing import Any, Final
+from typing import Any
 
 import redis.asyncio
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
 from broker import keys
-from broker.calls import Arg, decode_event, pack
 from broker.errors import BrokerUnavailableError
 from broker.jobs import Event
 from broker.memory import MemoryQueue
+from broker.subscriptions import QUEUE_EVENTS, RESYNC, Resync, Subscription
+from broker.wire import Arg, decode_event, pack
 from config.logs import get_logger
+
+__all__ = ["QUEUE_EVENTS", "RESYNC", "EventHub", "MemoryHub", "Resync", "Subscription"]
 
 log = get_logger(__name__)
 
-#: Events a slow reader may leave unread before they are dropped for a `Resync`.
-QUEUE_EVENTS = 256
 #: Longest wait for Redis to confirm a subscription.
 CONFIRM_TIMEOUT_S = 5.0
 #: A silent connection is probed after this long, and given up after twice as long.
 PING_INTERVAL_S = 5.0
 #: Pause before the first attempt to connect again; doubles up to the second value.
 BACKOFF_S = (0.05, 2.0)
-
-
-class Resync:
-    """Events may have been missed."""
-
-    def __repr__(self) -> str:
-        return "RESYNC"
-
-
-RESYNC: Final = Resync()
-
-
-class Subscription:
-    """Events of one job from now on; an async context manager.
-
-    Entering it returns once nothing published from then on can be missed; it raises
-    `BrokerUnavailableError` when Redis does not confirm in time.
-    """
-
-    def __init__(self, hub: EventHub | MemoryHub, job_id: str) -> None:
-        self.job_id = job_id
-        self._hub = hub
-        self._items: deque[Event | Resync] = deque()
-        self._waiter: asyncio.Future[None] | None = None
-
-    async def __aenter__(self) -> Subscription:
-        await self._hub.attach(self)
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._hub.detach(self)
-
-    async def next(self, timeout_s: float | None = None) -> Event | Resync | None:
-        """The next event; None when none came in time. For one reader at a time."""
-        if not self._items:
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                async with asyncio.timeout(timeout_s):
-                    await self._waiter
-            except TimeoutError:
-                return None
-            finally:
-                self._waiter = None
-        return self._items.popleft()
-
-    def put(self, item: Event | Resync) -> None:
-        """For the hub: hand over an event."""
-        if self._items and self._items[-1] is RESYNC:
-            return
-        if item is RESYNC or len(self._items) >= QUEUE_EVENTS:
-            self._items.clear()
-            item = RESYNC
-        self._items.append(item)
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
 
 
 class _Channel:

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from broker.calls import Call, Calls, Listing, decode_event, pack
+from broker.calls import Call, Calls, Listing
 from broker.errors import DuplicateJobError, JobNotFoundError, QueueFullError
 from broker.jobs import Delta, Event, EventType, NewJob, Status
+from broker.wire import decode_event, pack
 from config.settings import Queue
 
 CALLS = Calls(Queue())
