@@ -25,7 +25,8 @@ from config.settings import Settings, SettingsError
 
 log = logs.get_logger(__name__)
 
-#: Set by whoever starts several processes on one port; the first one also serves metrics.
+#: May be set by whoever starts several processes: then only the first, 0, serves the scraper.
+#: Otherwise all do, on one port; with `PROMETHEUS_MULTIPROC_DIR` each shows the sum of all.
 PROCESS_INDEX: Final = "FOREBAY_PROCESS_INDEX"
 #: Connections the kernel holds before they are accepted.
 _BACKLOG: Final = 1024
@@ -47,13 +48,12 @@ def main() -> int:
     logs.configure(tree.log, process="api")
     try:
         with ExitStack() as sockets:
-            port = sockets.enter_context(
-                _bind(tree.api.host, tree.api.port, shared=tree.api.processes > 1)
-            )
+            shared = tree.api.processes > 1
+            port = sockets.enter_context(_bind(tree.api.host, tree.api.port, shared=shared))
             metrics_port = None
             if tree.api.metrics_port and os.environ.get(PROCESS_INDEX, "0") == "0":
                 metrics_port = sockets.enter_context(
-                    _bind(tree.api.metrics_host, tree.api.metrics_port)
+                    _bind(tree.api.metrics_host, tree.api.metrics_port, shared=shared)
                 )
             _check_broker(tree)
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
