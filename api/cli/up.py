@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -39,6 +40,9 @@ _START_ERRORS = (
     BrokerError,
     OSError,
 )
+#: Signals this close together are one request: the kernel sends the death signal of a parent once
+#: for each of its threads, and a terminal that closes sends more than one kind.
+_ONE_REQUEST_S = 0.5
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -149,14 +153,19 @@ async def _run(
         report=report,
     )
     asked = asyncio.Event()
+    asked_at = 0.0
     loop = asyncio.get_running_loop()
 
     def on_signal() -> None:
+        nonlocal asked_at
         if asked.is_set():
+            if time.monotonic() - asked_at < _ONE_REQUEST_S:
+                return
             stack.kill()
             log.say("up", "killed everything")
             log.close()
             os._exit(128 + signal.SIGINT)
+        asked_at = time.monotonic()
         asked.set()
 
     for number in _STOP_SIGNALS:

@@ -280,6 +280,22 @@ def test_sigterm_ends_everything(own: Up) -> None:
     assert own.command("jobs", "list").returncode == 2
 
 
+def test_the_second_signal_ends_it_at_once_but_not_its_echo(own: Up) -> None:
+    family = own.family()
+    for process in family:
+        process.suspend()  # Nobody can end in peace.
+    for _ in range(3):
+        own.process.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        own.process.wait(1)
+    own.process.send_signal(signal.SIGINT)
+    assert own.process.wait(3) == 130
+    deadline = time.monotonic() + 5
+    while any(_lives(process) for process in family):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
 def test_a_killed_up_leaves_no_orphan(own: Up, tmp_path: Path) -> None:
     family = own.family()
     own.process.kill()
