@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import lru_cache
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
@@ -16,7 +17,10 @@ class WorkerMetrics:
     """The metrics of one worker process; `engine` says `simulated` where no model runs."""
 
     def __init__(self, model: str, engine: str, registry: CollectorRegistry = REGISTRY) -> None:
-        self._model, self._engine = model, engine
+        # Finding a labelled child costs more than counting on it; there are few, so they are kept.
+        self._child = lru_cache(maxsize=1024)(
+            lambda metric, *labels: metric.labels(model, engine, *labels)
+        )
         common = ("model", "engine")
         self._jobs = Counter(
             "forebay_workers_jobs_total",
@@ -81,25 +85,24 @@ class WorkerMetrics:
     def job_started(self, job: Job) -> None:
         self._running.inc()
         waited = max(0, job.started_ms - job.created_ms) / 1000
-        self._wait.labels(self._model, self._engine, job.band.value).observe(waited)
+        self._child(self._wait, job.band.value).observe(waited)
 
     def first_text(self, job: Job) -> None:
         seconds = max(0.0, time.time() - job.created_ms / 1000)
-        self._first.labels(self._model, self._engine, job.band.value).observe(seconds)
+        self._child(self._first, job.band.value).observe(seconds)
 
     def job_ended(self, job: Job, status: str, code: str, run_s: float, usage: Usage) -> None:
         """Count an attempt; `status` is also `requeued` or `lost`."""
-        labels = (self._model, self._engine)
         self._running.dec()
-        self._jobs.labels(*labels, job.band.value, status, code).inc()
-        self._run.labels(*labels, job.band.value).observe(run_s)
+        self._child(self._jobs, job.band.value, status, code).inc()
+        self._child(self._run, job.band.value).observe(run_s)
         for kind, count in (
             ("input", usage.input_tokens),
             ("output", usage.output_tokens),
             ("cached", usage.cached_tokens),
         ):
             if count:
-                self._tokens.labels(*labels, kind).inc(count)
+                self._child(self._tokens, kind).inc(count)
 
     def lease_lost(self) -> None:
         self._lost.inc()

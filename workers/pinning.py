@@ -12,8 +12,8 @@ def pin(settings: Settings) -> None:
     if settings.worker.threads:
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
             os.environ[name] = str(settings.worker.threads)
-    # Threads that wait for each other sleep instead of spinning. Spinning gains nothing measurable on
-    # an idle machine and costs a factor of ten and more where another process wants the core
+    # Threads that wait for each other sleep instead of spinning. Spinning gains nothing measurable
+    # on an idle machine and costs a factor of ten and more where another process wants the core
     # (docs/decisions/0005).
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # One process holds one model: tokenisers need no threads of their own, and no one phones home.
