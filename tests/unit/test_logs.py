@@ -58,3 +58,19 @@ def test_the_level_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure(Log(format="json", level="warning"), process="api")
     logs.get_logger("t").info("quiet")
     assert _lines(capsys) == []
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_a_traceback_shows_no_values(form, capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure(Log(format=form), process="api")
+
+    def run(prompt: str) -> None:
+        raise RuntimeError("the engine broke")
+
+    try:
+        run("my secret" * 2)
+    except RuntimeError as error:
+        logs.get_logger("t").error("run_crashed", exc_info=error)
+    shown = capsys.readouterr().err
+    assert "the engine broke" in shown
+    assert "my secretmy secret" not in shown
