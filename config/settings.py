@@ -257,13 +257,15 @@ def _first_problem(error: ValidationError) -> str:
 
 
 def _is_secret(path: tuple[str, ...]) -> bool:
+    """Whether the value may be one: a secret by a wrong name is still a secret."""
     model: Any = Settings
     for part in path:
         fields = getattr(model, "model_fields", {})
         if part not in fields:
-            return False
+            break
         model = fields[part].annotation
-    return model is SecretStr
+    fields = getattr(model, "model_fields", {})
+    return model is SecretStr or any(each.annotation is SecretStr for each in fields.values())
 
 
 def _value_of(name: str) -> str:

@@ -38,6 +38,24 @@ def test_a_bad_secret_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "postgresql+psycopg://" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("FOREBAY_AUTH__PEPER", "hunter2"),
+        ("FOREBAY_REDIS__PASSWORD", "hunter2"),
+        ("FOREBAY_REDIS", '"redis://:hunter2@localhost/0"'),
+        ("FOREBAY_FLOWER", '{"basic": "admin:hunter2"}'),
+    ],
+)
+def test_a_secret_under_a_wrong_name_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(settings.SettingsError, match=name) as caught:
+        settings.load(_env_file=None)
+    assert "hunter2" not in str(caught.value)
+
+
 def test_secrets_hide_in_repr(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FOREBAY_AUTH__PEPPER", "hunter2")
     monkeypatch.setenv("FOREBAY_REDIS__URL", "redis://:hunter2@localhost/0")
