@@ -55,6 +55,13 @@ def test_what_is_no_json_object(raw: bytes) -> None:
     assert "JSON" in message
 
 
+@pytest.mark.parametrize("value", [b"NaN", b"-Infinity", b"9" * 400, b"1e999"])
+def test_a_nul_is_found_beside_numbers_that_other_parsers_refuse(value: bytes) -> None:
+    raw = _content("a\0")[:-1] + b', "seed": ' + value + b"}"
+    code, param, _ = _refusal(raw)
+    assert (code, param) == ("invalid_request", "messages.0.content")
+
+
 @pytest.mark.parametrize(
     ("raw", "param"),
     [
