@@ -28,7 +28,7 @@ _RETRY_S = 0.25
 class TextStream:
     """Text of one attempt on its way out."""
 
-    __slots__ = ("_on_stale", "_publisher", "attempt", "job_id", "pending", "stale")
+    __slots__ = ("_on_stale", "_publisher", "attempt", "job_id", "pending", "sent", "stale")
 
     def __init__(
         self,
@@ -43,6 +43,8 @@ class TextStream:
         self.attempt = attempt
         #: Written and not yet published; guarded by the publisher's lock.
         self.pending: list[str] = []
+        #: Bytes (UTF-8) the broker is known to have; guarded by the publisher's publishing lock.
+        self.sent = 0
         #: The broker said that this attempt no longer counts; its text is dropped.
         self.stale = False
 
@@ -51,7 +53,7 @@ class TextStream:
         self._publisher.enqueue(self, text)
 
     def flush(self) -> None:
-        """Publish what waits, now and in the caller's thread. Raises `BrokerUnavailableError`."""
+        """Publish what waits, now and in the caller's thread. Raises what `emit` raises."""
         self._publisher.flush(self)
 
     def close(self) -> None:
@@ -60,7 +62,10 @@ class TextStream:
 
     def turn_stale(self) -> None:
         self.stale = True
-        self._on_stale()
+        try:
+            self._on_stale()
+        except Exception:
+            log.exception("stale_callback_failed", job_id=self.job_id)
 
 
 class DeltaPublisher:
@@ -74,6 +79,8 @@ class DeltaPublisher:
         #: Held while a broker call is under way, so that pieces stay in order.
         self._publishing = threading.Lock()
         self._waiting: dict[TextStream, None] = {}
+        #: The last call failed, which was logged.
+        self._failing = False
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="publisher", daemon=True)
@@ -123,17 +130,23 @@ class DeltaPublisher:
         self._drain()
 
     def _drain(self) -> bool:
-        """Publish all that waits; False when the broker is away and it still waits."""
+        """Publish all that waits; False when that failed and it still waits."""
         self._wake.clear()
         with self._publishing:
             with self._lock:
                 streams = list(self._waiting)
             try:
                 self._publish(streams)
-            except BrokerUnavailableError as error:
-                log.warning("deltas_delayed", jobs=len(streams), reason=str(error))
+            except Exception as error:
+                # Whatever it is, the thread goes on: it is the only one, for all jobs.
+                if not self._failing:
+                    self._failing = True
+                    away = isinstance(error, BrokerUnavailableError)
+                    reason = str(error) if away else type(error).__name__
+                    log.warning("deltas_delayed", jobs=len(streams), reason=reason)
                 self._wake.set()
                 return False
+        self._failing = False
         return True
 
     def _publish(self, streams: list[TextStream]) -> None:
@@ -146,18 +159,25 @@ class DeltaPublisher:
         if not taken:
             return
         deltas = [
-            Delta(job_id=stream.job_id, attempt=stream.attempt, text="".join(pieces))
+            # With its place in the text, a piece whose answer was lost may be sent again.
+            Delta(
+                job_id=stream.job_id,
+                attempt=stream.attempt,
+                text="".join(pieces),
+                start=stream.sent,
+            )
             for stream, pieces in taken
         ]
         try:
             refused = set(self._queue.emit(self._queue_name, deltas))
-        except BrokerUnavailableError:
+        except BaseException:
             with self._lock:
                 for stream, pieces in taken:
                     if not stream.stale:
                         stream.pending[:0] = pieces
                         self._waiting[stream] = None
             raise
-        for stream, _ in taken:
+        for (stream, _), delta in zip(taken, deltas, strict=True):
+            stream.sent += len(delta.text.encode(errors="replace"))
             if stream.job_id in refused and not stream.stale:
                 stream.turn_stale()
