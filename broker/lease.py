@@ -20,6 +20,7 @@ class Lease:
         "_lock",
         "cancelled",
         "claim",
+        "handed_back",
         "lost",
         "renewed",
         "started",
@@ -33,6 +34,8 @@ class Lease:
         self.started = False
         #: Another worker may have the job: stop; whatever is written now is refused.
         self.lost = threading.Event()
+        #: It is lost because the registry gave the job back to the queue; set before `lost`.
+        self.handed_back = False
         #: The owner wants the job stopped: stop, then complete it as cancelled.
         self.cancelled = threading.Event()
         #: The thread that runs the job.

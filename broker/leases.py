@@ -294,7 +294,7 @@ class LeaseRegistry:
         refund = self._leases.remove(lease, unless_started=True)
         log.info("job_handed_back", job_id=lease.claim.job.id, attempt=lease.claim.attempt)
         try:
-            self.queue.requeue(lease.claim, refund=refund)
+            lease.handed_back = self.queue.requeue(lease.claim, refund=refund)
         finally:
             lease.stop(lease.lost)
 

@@ -126,6 +126,9 @@ class _Attempt:
         """Run the job and tell the broker how it ended; returns status, error code and usage."""
         try:
             result = self._generate()
+            outcome = Outcome(
+                status=Status.COMPLETED, output=self._output(result), usage=result.usage
+            )
         except EngineError as error:
             failure = JobError(code=error.code, message=str(error), param=error.param)
             return self._complete(Outcome(status=Status.FAILED, error=failure))
@@ -142,9 +145,7 @@ class _Attempt:
             self._runner._engine.cancel(self._request_id)
             self._give_back()
             raise JobInterruptedError(type(error).__name__) from error
-        return self._complete(
-            Outcome(status=Status.COMPLETED, output=self._output(result), usage=result.usage)
-        )
+        return self._complete(outcome)
 
     def _generate(self) -> EngineResult:
         runner = self._runner
@@ -186,7 +187,7 @@ class _Attempt:
         """The request was stopped: by its owner, or because the attempt no longer counts."""
         stale = self._stream is not None and self._stream.stale
         if self._lease.lost.is_set() or stale:
-            return "lost", "", Usage()
+            return self._dropped()
         if self._lease.cancelled.is_set():
             return self._complete(
                 Outcome(status=Status.CANCELLED, output=self._output(partial), usage=partial.usage)
@@ -203,23 +204,30 @@ class _Attempt:
             return self._runner._queue.complete(claim, outcome)
 
         if not self._until_lost(complete):
-            return "lost", "", Usage()
+            return self._dropped()
         code = outcome.error.code if outcome.error else ""
         return outcome.status.value, code, outcome.usage
 
     def _give_back(self) -> tuple[str, str, Usage]:
         claim: Claim = self._lease.claim
         if not self._until_lost(lambda: self._runner._queue.requeue(claim)):
-            return "lost", "", Usage()
+            return self._dropped()
         return "requeued", "", Usage()
+
+    def _dropped(self) -> tuple[str, str, Usage]:
+        """The attempt counts no more: the lease was lost, or given back by the registry."""
+        return "requeued" if self._lease.handed_back else "lost", "", Usage()
 
     def _until_lost(self, write: Any) -> bool:
         """Repeat a fenced write while the broker is away and the lease may still be ours."""
+        said = False
         while True:
             try:
                 return bool(write())
             except BrokerUnavailableError as error:
-                log.warning("settling_delayed", reason=str(error))
+                if not said:
+                    said = True
+                    log.warning("settling_delayed", reason=str(error))
                 if self._lease.lost.wait(_RETRY_S):
                     return False
 

@@ -300,6 +300,41 @@ def test_a_lost_lease_drops_the_result(lab: _Lab) -> None:
     assert lab.registry.held == 0
 
 
+def test_a_job_handed_back_is_no_lost_lease(lab: _Lab) -> None:
+    job_id = lab.leased()
+    thread = lab.start(job_id)
+    lab.registry.hand_back(job_id)
+    thread.join(10)
+    assert lab.get(job_id).status is Status.QUEUED
+    assert (lab.count("requeued"), lab.count("lost")) == (1, None)
+
+
+def test_an_answer_that_can_t_be_put_down_fails_the_job(lab: _Lab) -> None:
+    """Trying it again would end the same way."""
+    lab.engine.respond = lambda _, future: future.set_result(EngineResult(text="half \ud83d"))
+    job_id = lab.leased()
+    lab.runner.run(job_id)
+    job = lab.get(job_id)
+    assert job.status is Status.FAILED
+    assert job.error is not None
+    assert job.error.code == "internal_error"
+
+
+def test_an_outage_is_logged_once_per_job(lab: _Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.runner._RETRY_S", 0.01)
+
+    def respond(_: EngineRequest, future: Future[EngineResult]) -> None:
+        lab.queue.away = 5
+        future.set_result(EngineResult(text="x"))
+
+    lab.engine.respond = respond
+    job_id = lab.leased()
+    with structlog.testing.capture_logs() as lines:
+        lab.runner.run(job_id)
+    assert lab.get(job_id).status is Status.COMPLETED
+    assert [line["event"] for line in lines].count("settling_delayed") == 1
+
+
 def test_text_the_broker_refuses_stops_the_attempt(lab: _Lab) -> None:
     shown = threading.Event()
 
