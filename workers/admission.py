@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from config.catalogue import ModelSpec
 from workers.engine import EngineError
 
 #: OpenAI's bound; more would make the scan of every step longer for no use.
@@ -28,6 +29,21 @@ class Limits:
     cache_tokens: int = 0
     #: Token ids are below this; 0 when unknown.
     vocabulary: int = 0
+    #: Sampling of a request that doesn't say how.
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+    @classmethod
+    def of(cls, spec: ModelSpec, *, vocabulary: int = 0) -> Limits:
+        """Those of a catalogue entry."""
+        return cls(
+            context_tokens=spec.context_tokens,
+            output_tokens=spec.output_limit,
+            cache_tokens=spec.cache_tokens,
+            vocabulary=vocabulary,
+            temperature=spec.temperature,
+            top_p=spec.top_p,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,12 +115,12 @@ def admit_generation(
             f"{prompt_tokens} prompt tokens and max_tokens {max_tokens} exceed {room} tokens",
             param,
         )
-    return Generation(max_tokens=max_tokens, sampling=_sampling(body), stop=_stop(body))
+    return Generation(max_tokens=max_tokens, sampling=_sampling(body, limits), stop=_stop(body))
 
 
-def _sampling(body: dict[str, Any]) -> Sampling:
-    temperature = _number(body, "temperature", 1.0, low=0.0, high=2.0)
-    top_p = _number(body, "top_p", 1.0, low=0.0, high=1.0)
+def _sampling(body: dict[str, Any], limits: Limits) -> Sampling:
+    temperature = _number(body, "temperature", limits.temperature, low=0.0, high=2.0)
+    top_p = _number(body, "top_p", limits.top_p, low=0.0, high=1.0)
     top_k = body.get("top_k") or 0
     if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 0:
         raise EngineError("invalid_request", "top_k must be an integer of at least 0", "top_k")

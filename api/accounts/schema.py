@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Final
 
 from alembic import command
@@ -12,6 +13,9 @@ from sqlalchemy import Connection, Engine, text
 
 from api.accounts.database import create_file, is_missing, reading, writing
 from api.accounts.errors import SchemaError
+
+# Says at every look at the revision which database it looks at.
+logging.getLogger("alembic.runtime.migration").setLevel(logging.WARNING)
 
 #: PostgreSQL advisory lock held while migrating (any number nobody else uses).
 _LOCK: Final = 0x464F5245

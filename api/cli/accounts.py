@@ -10,9 +10,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-import orjson
-from rich.console import Console
-from rich.table import Table
 
 from api.accounts.errors import AccountsError, InvalidAccountError
 from api.accounts.service import AccountsService
@@ -56,15 +53,6 @@ def account_errors(function: F) -> F:
             raise CommandError(str(error), exit_code=FAILED) from None
 
     return wrapped  # type: ignore[return-value]
-
-
-def print_json(document: object) -> None:
-    click.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode())
-
-
-def print_table(table: Table) -> None:
-    """Cells are data: nothing in them is taken as markup."""
-    Console(markup=False, emoji=False, highlight=False).print(table)
 
 
 def iso(time: datetime | None) -> str | None:

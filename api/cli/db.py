@@ -8,7 +8,8 @@ import click
 
 from api.accounts import schema
 from api.accounts.database import make_engine
-from api.cli.accounts import account_errors, print_json
+from api.cli.accounts import account_errors
+from api.cli.console import print_json
 from api.cli.context import data_dir_option, json_option, resolve
 
 

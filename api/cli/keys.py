@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich import box
-from rich.table import Table
 
 from api.accounts.records import ApiKey
 from api.auth.principal import SCOPES
-from api.cli.accounts import account_errors, accounts, iso, print_json, print_table, shown
+from api.cli.accounts import account_errors, accounts, iso, shown
+from api.cli.console import print_json, print_table
 from api.cli.context import data_dir_option, json_option
 
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -104,25 +103,25 @@ def _print(found: list[ApiKey], *, as_json: bool) -> None:
     if as_json:
         print_json([_document(key) for key in found])
         return
-    table = Table(box=box.SIMPLE)
-    headings = ("key", "tenant", "name", "prefix", "scopes", "created", "last used", "expires", "")
-    for heading in headings:
-        table.add_column(heading, overflow="fold")
     now = datetime.now(UTC)
-    for key in found:
-        status = key.status(now)
-        table.add_row(
-            key.id,
-            key.tenant_name,
-            key.name,
-            f"{key.prefix}…",
-            " ".join(sorted(key.scopes)),
-            shown(key.created_at),
-            shown(key.last_used_at),
-            shown(key.expires_at),
-            "" if status == "active" else status,
-        )
-    print_table(table)
+    print_table(
+        ("Key", "Tenant", "Name", "Prefix", "Scopes", "Created", "Last used", "Expires", "State"),
+        [
+            (
+                key.id,
+                key.tenant_name,
+                key.name,
+                f"{key.prefix}…",
+                " ".join(sorted(key.scopes)),
+                shown(key.created_at),
+                shown(key.last_used_at),
+                shown(key.expires_at),
+                key.status(now),
+            )
+            for key in found
+        ],
+        empty="No keys.",
+    )
 
 
 def _document(key: ApiKey) -> dict[str, Any]:

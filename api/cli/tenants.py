@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich import box
-from rich.table import Table
 
 from api.accounts.records import Tenant
-from api.cli.accounts import account_errors, accounts, iso, print_json, print_table, shown
+from api.cli.accounts import account_errors, accounts, iso, shown
+from api.cli.console import print_json, print_table
 from api.cli.context import F, data_dir_option, json_option
 from broker.jobs import BANDS, Band
 
@@ -109,22 +108,23 @@ def _print(found: list[Tenant], *, as_json: bool, single: bool = False) -> None:
         documents = [_document(tenant) for tenant in found]
         print_json(documents[0] if single else documents)
         return
-    table = Table(box=box.SIMPLE)
-    for heading in ("tenant", "id", "weight", "in flight", "queued", "priority", "created", ""):
-        right = heading in {"weight", "in flight", "queued"}
-        table.add_column(heading, justify="right" if right else "left", overflow="fold")
-    for tenant in found:
-        table.add_row(
-            tenant.name,
-            tenant.id,
-            f"{tenant.policy.weight:g}",
-            f"{tenant.policy.max_in_flight:,}",
-            f"{tenant.policy.max_queued:,}",
-            tenant.policy.default_band.value,
-            shown(tenant.created_at),
-            "disabled" if tenant.disabled_at else "",
-        )
-    print_table(table)
+    print_table(
+        ("Tenant", "Id", "Weight>", "In flight>", "Queued>", "Priority", "Created", "State"),
+        [
+            (
+                tenant.name,
+                tenant.id,
+                f"{tenant.policy.weight:g}",
+                f"{tenant.policy.max_in_flight:,}",
+                f"{tenant.policy.max_queued:,}",
+                tenant.policy.default_band.value,
+                shown(tenant.created_at),
+                "disabled" if tenant.disabled_at else "active",
+            )
+            for tenant in found
+        ],
+        empty="No tenants.",
+    )
 
 
 def _document(tenant: Tenant) -> dict[str, Any]:

@@ -110,8 +110,6 @@ def _log_into(log: MergedLog, settings: Settings) -> None:
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setStream(log.stream("up"))
-    # Says at every start that there is nothing to do.
-    logging.getLogger("alembic.runtime.migration").setLevel(logging.WARNING)
 
 
 def _plan(settings: Settings, options: Options, home: DataDir) -> tuple[Plan, Valkey | None]:

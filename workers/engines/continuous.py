@@ -12,6 +12,7 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -91,10 +92,8 @@ class ContinuousEngine:
         )
         tokenizer = load_tokenizer(self._folder)
         self._prompts = PromptBuilder(tokenizer)
-        self._limits = Limits(
-            context_tokens=self._spec.context_tokens,
-            output_tokens=self._spec.output_limit,
-            vocabulary=self._model.config.get_text_config().vocab_size,
+        self._limits = Limits.of(
+            self._spec, vocabulary=self._model.config.get_text_config().vocab_size
         )
         # Two threads that both compute in parallel make each other's wait asleep; the loop is the
         # one that may.
@@ -244,12 +243,7 @@ class ContinuousEngine:
     def _measure(self) -> None:
         """Admission by the cache as it was really made."""
         assert self._loop is not None
-        self._limits = Limits(
-            context_tokens=self._limits.context_tokens,
-            output_tokens=self._limits.output_tokens,
-            vocabulary=self._limits.vocabulary,
-            cache_tokens=self._loop.capacity_tokens,
-        )
+        self._limits = replace(self._limits, cache_tokens=self._loop.capacity_tokens)
 
     def _pulse(self) -> Pulse:
         loop = self._loop

@@ -76,11 +76,7 @@ class SimulatedEngine:
         self._settings = settings
         self._on_step = on_step
         self.capacity = settings.capacity or spec.max_batch
-        self._limits = Limits(
-            context_tokens=spec.context_tokens,
-            output_tokens=spec.output_limit,
-            cache_tokens=spec.cache_tokens,
-        )
+        self._limits = Limits.of(spec)
         #: Without any time to spend there is nothing to wait for, so nothing needs a thread.
         self._instant = not (
             settings.step_ms or settings.step_ms_per_sequence or settings.prefill_ms_per_token

@@ -80,3 +80,11 @@ def test_prompts_that_would_end_the_loop(tokens: list[int]) -> None:
 
 def test_a_prompt_within_the_vocabulary() -> None:
     admit_prompt([0, 999], LIMITS, param="prompt")
+
+
+def test_sampling_that_is_not_named_is_the_model_s() -> None:
+    limits = Limits(context_tokens=100, output_tokens=40, temperature=0.2, top_p=0.9)
+    silent = admit_generation({}, 1, limits, param="prompt").sampling
+    assert (silent.temperature, silent.top_p) == (0.2, 0.9)
+    named = admit_generation({"temperature": 0, "top_p": 1}, 1, limits, param="prompt").sampling
+    assert (named.temperature, named.top_p) == (0, 1)
