@@ -27,6 +27,11 @@ def bell(queue: str) -> str:
     return f"{base(queue)}bell"
 
 
+def cancels(queue: str) -> str:
+    """Pub/sub channel: ids of running jobs whose cancel is wanted."""
+    return f"{base(queue)}cancel"
+
+
 def job(job_id: str) -> str:
     """Hash: the job record."""
     return f"fb:job:{job_id}"

@@ -27,7 +27,8 @@ __all__ = ["Lease", "LeaseRegistry", "current", "install", "installed"]
 
 log = get_logger(__name__)
 
-#: A renewal also brings the news that a job was cancelled, so it is done at least this often (s).
+#: A renewal also brings the news that a job was cancelled, in case `broker.cancels` missed it; so
+#: it is done at least this often (s).
 CANCEL_LATENCY_S = 1.0
 #: Jobs that fell between two keys are looked for this often (s).
 SWEEP_EVERY_S = 30.0
@@ -153,6 +154,11 @@ class LeaseRegistry:
         """Stop a job on an operator's word, as a cancel through the queue does."""
         if (lease := self._leases.find(job_id)) is not None:
             self._upkeep.do(partial(self._cancel, lease))
+
+    def note_cancel(self, job_id: str) -> None:
+        """Stop a job whose cancel the queue has told of, if it is one of ours."""
+        if (lease := self._leases.find(job_id)) is not None:
+            self._upkeep.do(partial(lease.stop, lease.cancelled))
 
     def hand_back(self, job_id: str) -> None:
         """Give a job up, a running one too, so that another worker runs it."""

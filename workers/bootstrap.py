@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 
 from broker.app import make_app
+from broker.cancels import CancelListener
 from broker.connections import connect
 from broker.leases import LeaseRegistry
 from broker.leases import install as install_registry
@@ -87,7 +88,8 @@ class WorkerProcess:
         label = "simulated" if settings.worker.engine == "simulated" else "transformers"
         metrics = WorkerMetrics(spec.name, label)
         _serve_metrics(settings)
-        queue = RedisQueue(connect(settings.redis), settings.queue)
+        client = connect(settings.redis)
+        queue = RedisQueue(client, settings.queue)
         registry = LeaseRegistry(
             queue,
             queue_name=spec.name,
@@ -100,6 +102,8 @@ class WorkerProcess:
         )
         install_registry(registry)
         registry.start()
+        cancels = CancelListener(client, spec.name, registry.note_cancel)
+        cancels.start()
         publisher = DeltaPublisher(
             queue, spec.name, interval_s=settings.worker.flush_interval_ms / 1000
         )
@@ -136,6 +140,7 @@ class WorkerProcess:
         finally:
             publisher.stop()
             registry.stop()
+            cancels.stop()
             if self._engine is not None:
                 self._engine.stop()
         log.info("worker_stopped", model=spec.name)

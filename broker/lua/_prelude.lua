@@ -16,6 +16,7 @@
 --   park           SET     tenants at their cap
 --   l, lo          ZSET, HASH  leases: id -> deadline (ms); id -> `attempt|charged tokens|owner`
 --   d, x           ZSET, SET   delayed: id -> due (ms); running jobs that shall be cancelled
+--   cancel         channel    ids of running jobs that shall be cancelled
 --   dead, bell     STREAM, LIST  dead letters; doorbell with at most one element
 -- and the list `<queue>`: one empty element per waiting job, for readers of LLEN.
 

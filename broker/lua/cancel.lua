@@ -1,5 +1,6 @@
 #!lua flags=allow-oom
--- Cancels a job: a waiting one at once, a running one as soon as its worker hears of it.
+-- Cancels a job: a waiting one at once, a running one as soon as its worker hears of it:
+-- at once by the message on `<base>cancel`, or else with its next renewal (set x).
 -- KEYS[1] the job's record
 -- ARGV[1] job id  [2] tenant that must own it, or empty
 -- Returns 0 cancelled | 1 the worker is asked to stop | 2 terminal already | -1 no such job.
@@ -21,6 +22,7 @@ elseif job.status == 'in_progress' then
   call('SADD', base .. 'x', id)
   call('HSET', KEYS[1], 'status', 'cancelling', 'seq', job.seq + 1)
   log_event(id, job.seq + 1, 'cancelling', job.attempt)
+  call('PUBLISH', base .. 'cancel', id)
   return 1
 elseif job.status == 'cancelling' then
   return 1

@@ -20,6 +20,7 @@ import redis
 
 from broker import leases
 from broker.app import make_app
+from broker.cancels import CancelListener
 from broker.connections import connect
 from broker.errors import BrokerUnavailableError
 from broker.jobs import Outcome, Status
@@ -112,6 +113,7 @@ if __name__ == "__main__":
     logs.configure(SETTINGS.log, process="worker")
     leases.install(registry)
     registry.start()
+    CancelListener(client, QUEUE, registry.note_cancel).start()
     worker = app.Worker(
         hostname=f"w{os.getpid()}@test",
         concurrency=CONCURRENCY,
