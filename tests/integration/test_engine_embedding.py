@@ -29,7 +29,7 @@ def engine() -> Iterator[EmbeddingEngine]:
 
 
 def _started(**changes: object) -> Iterator[EmbeddingEngine]:
-    engine = EmbeddingEngine(*real_model("all-minilm-l6-v2", **changes))
+    engine = EmbeddingEngine(*real_model("all-minilm-l6-v2", **changes), threads=1)
     engine.start()
     yield engine
     engine.stop()
@@ -120,7 +120,7 @@ def test_many_requests_at_once_share_batches(engine: EmbeddingEngine) -> None:
 
 
 def test_cancel_and_stop() -> None:
-    engine = EmbeddingEngine(*real_model("all-minilm-l6-v2"))
+    engine = EmbeddingEngine(*real_model("all-minilm-l6-v2"), threads=1)
     engine.start()
     futures = [engine.submit(_request(*["long " * 200] * 200, name=f"job_{i}")) for i in range(2)]
     engine.cancel("job_1")

@@ -131,7 +131,7 @@ def test_a_worker_from_ready_to_gone(
     lines = [orjson.loads(line) for line in log.splitlines() if line.startswith("{")]
     finished = [line for line in lines if line["event"] == "job_finished"]
     assert {line["job_id"] for line in finished} == {*jobs, long}
-    assert {line["status"] for line in finished} == {"completed", "lost"}
+    assert {line["status"] for line in finished} == {"completed", "requeued"}
 
 
 def test_a_cancelled_job_is_stopped(worker: subprocess.Popen[str], queue: RedisQueue) -> None:
