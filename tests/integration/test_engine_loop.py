@@ -249,6 +249,81 @@ def test_out_of_memory_makes_the_next_loop_smaller(folder: Path) -> None:
     engine.stop()
 
 
+def test_a_smaller_loop_admits_less(folder: Path) -> None:
+    """What can never be scheduled would end the loop, and in the end the process."""
+    engine = ContinuousEngine(_spec(folder, cache_tokens=288), folder, threads=1)
+    engine.start()
+    _open_end(engine)
+    started = threading.Event()
+    running = engine.submit(_long("job_1", started))
+    assert started.wait(30)
+    _break(engine, torch.OutOfMemoryError("out of memory"))
+    with pytest.raises(EngineLostError):
+        running.result(30)
+    with pytest.raises(EngineError) as refused:
+        engine.submit(_long("job_1", started))
+    assert refused.value.code == "context_length_exceeded"
+    assert engine.submit(_request("job_2")).result(30).usage.output_tokens > 0
+    engine.stop()
+
+
+def test_a_failing_answer_ends_and_frees_its_place(
+    engine: ContinuousEngine, sizes: list[int]
+) -> None:
+    _open_end(engine)
+
+    def fail(_: str) -> None:
+        raise RuntimeError("can't take it")
+
+    with pytest.raises(RuntimeError, match="can't take it"):
+        engine.submit(_request("job_1", on_text=fail, max_tokens=240)).result(30)
+    assert engine.submit(_request("job_2", max_tokens=60)).result(30).usage.output_tokens == 60
+    assert sizes[-1] == 1
+
+
+def test_an_answer_that_fails_at_its_end_ends(
+    engine: ContinuousEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("can't finish")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("workers.engines.answers.Answer.finish", fail)
+        with pytest.raises(RuntimeError, match="can't finish"):
+            engine.submit(_request("job_1")).result(10)
+    assert engine.submit(_request("job_2")).result(30).usage.output_tokens > 0
+
+
+def test_a_cancel_ends_an_answer_whatever_is_wrong_with_it(
+    engine: ContinuousEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("can't cut")
+
+    _open_end(engine)
+    monkeypatch.setattr("workers.engines.answers.Answer.cut", fail)
+    started = threading.Event()
+    future = engine.submit(_long("job_1", started))
+    assert started.wait(30)
+    engine.cancel("job_1")
+    with pytest.raises(RequestCancelledError):
+        future.result(10)
+
+
+def test_a_request_the_loop_refuses_leaves_nothing_behind(
+    engine: ContinuousEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would look like a request that makes no progress: the engine would count as stalled."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("full")
+
+    monkeypatch.setattr("workers.engines.batching.BatchingLoop.add", fail)
+    with pytest.raises(RuntimeError, match="full"):
+        engine.submit(_request("job_1"))
+    assert engine._pulse().running == 0
+
+
 def test_an_engine_that_keeps_dying_says_so(folder: Path) -> None:
     dead = threading.Event()
     engine = ContinuousEngine(_spec(folder), folder, threads=1, on_dead=dead.set)

@@ -10,6 +10,7 @@ Written for transformers 5.23-5.24 (see setup.cfg). What is changed, and why:
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -104,6 +105,10 @@ class BatchingLoop(ContinuousBatchingManager):  # type: ignore[misc]
         self.cached: dict[str, int] = {}
         #: Steps done.
         self.steps = 0
+        #: Tokens the KV cache holds; 0 until it is made.
+        self.capacity_tokens = 0
+        #: The cache is made, or can't be.
+        self._cache_settled = threading.Event()
 
     # -- for the engine ----------------------------------------------------------------------------
     def add(
@@ -133,11 +138,10 @@ class BatchingLoop(ContinuousBatchingManager):  # type: ignore[misc]
         state = processor.scheduler.active_requests.get(request_id)
         return [] if state is None else state.to_generation_output().generated_tokens
 
-    @property
-    def capacity_tokens(self) -> int:
-        """Tokens the KV cache holds; 0 before the first request."""
-        processor = self.batch_processor
-        return 0 if processor is None else processor.cache.num_blocks * PAGE_TOKENS
+    def await_cache(self, timeout_s: float) -> int:
+        """Tokens the KV cache holds, once it is made; 0 when it isn't in time or can't be."""
+        self._cache_settled.wait(timeout_s)
+        return self.capacity_tokens
 
     @property
     def accepts(self) -> bool:
@@ -158,7 +162,11 @@ class BatchingLoop(ContinuousBatchingManager):  # type: ignore[misc]
     def _create_batch_processor(self) -> Any:
         if self._threads:
             torch.set_num_threads(self._threads)
-        processor = super()._create_batch_processor()
+        try:
+            processor = super()._create_batch_processor()
+            self.capacity_tokens = processor.cache.num_blocks * PAGE_TOKENS
+        finally:
+            self._cache_settled.set()
         search = processor.cache.search_prefix_match
 
         def noting(request_id: str, tokens: list[int]) -> int:

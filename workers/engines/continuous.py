@@ -41,6 +41,8 @@ log = get_logger(__name__)
 _MOST_LOSSES = 3
 #: After running out of memory the loop is rebuilt with this part of it.
 _SHRINK = 0.75
+#: Longest wait for the cache of a new loop.
+_CACHE_S = 30.0
 #: Longest wait for a warm-up request.
 _WARM_UP_S = 300.0
 
@@ -108,7 +110,10 @@ class ContinuousEngine:
     def submit(self, request: EngineRequest) -> Future[EngineResult]:
         prompt, param = self._prompts.prompt(request.endpoint, request.body)
         admit_prompt(prompt, self._limits, param=param)
-        generation = admit_generation(request.body, len(prompt), self._limits, param=param)
+        # A loop that is being rebuilt may hold less than the one before.
+        with self._lifecycle:
+            limits = self._limits
+        generation = admit_generation(request.body, len(prompt), limits, param=param)
         return self._begin(request.id, prompt, generation, request.on_text)
 
     def cancel(self, request_id: str) -> None:
@@ -123,7 +128,12 @@ class ContinuousEngine:
         if loop is not None:
             generated, cached = loop.generated(name), loop.cached.pop(name, 0)
             loop.cancel_request(name)
-        result = answer.cut(generated, cached)
+        try:
+            result = answer.cut(generated, cached)
+        except Exception as error:
+            # Nobody else ends this answer any more.
+            log.error("answer_not_cut", error=type(error).__name__)
+            result = EngineResult(finish_reason="cancelled")
         answer.future.set_exception(RequestCancelledError(result))
 
     @property
@@ -169,13 +179,17 @@ class ContinuousEngine:
             with self._lock:
                 self._answers[name] = answer
                 self._names[request_id] = name
-            accepted = loop.add(
-                name,
-                prompt,
-                max_tokens=generation.max_tokens,
-                sampling=generation.sampling,
-                every_token=answer.every_token,
-            )
+            try:
+                accepted = loop.add(
+                    name,
+                    prompt,
+                    max_tokens=generation.max_tokens,
+                    sampling=generation.sampling,
+                    every_token=answer.every_token,
+                )
+            except BaseException:
+                self._take(name)
+                raise
         if not accepted:
             # The loop has just died; the watchdog will say so to the others.
             self._take(name)
@@ -195,7 +209,10 @@ class ContinuousEngine:
                 try:
                     self._handle(output)
                 except Exception as error:
-                    log.exception("answer_failed")
+                    # Its message could hold text of the answer.
+                    log.error("answer_failed", error=type(error).__name__)
+                    if (loop := self._loop) is not None:
+                        loop.cancel_request(output.request_id)
                     if (answer := self._take(output.request_id)) is not None:
                         answer.future.set_exception(error)
 
@@ -215,9 +232,10 @@ class ContinuousEngine:
             if not answer.stopped:
                 return
             loop.cancel_request(name)
+        # Taken last: an answer that fails here is still to be ended.
+        result = answer.finish(output.generated_tokens, loop.cached.pop(name, 0))
         if self._take(name) is None:
             return
-        result = answer.finish(output.generated_tokens, loop.cached.pop(name, 0))
         self._losses = 0
         answer.future.set_result(result)
 
@@ -243,7 +261,8 @@ class ContinuousEngine:
     def _measure(self) -> None:
         """Admission by the cache as it was really made."""
         assert self._loop is not None
-        self._limits = replace(self._limits, cache_tokens=self._loop.capacity_tokens)
+        if held := self._loop.await_cache(_CACHE_S):
+            self._limits = replace(self._limits, cache_tokens=held)
 
     def _pulse(self) -> Pulse:
         loop = self._loop
@@ -284,6 +303,7 @@ class ContinuousEngine:
                 self._loop = None
                 try:
                     self._loop = self._new_loop()
+                    self._measure()
                 except Exception:
                     log.exception("engine_not_rebuilt", model=self._spec.name)
                     self._dead = True
