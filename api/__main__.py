@@ -48,12 +48,15 @@ def main() -> int:
     logs.configure(tree.log, process="api")
     try:
         with ExitStack() as sockets:
-            shared = tree.api.processes > 1
-            port = sockets.enter_context(_bind(tree.api.host, tree.api.port, shared=shared))
+            shared, write_s = tree.api.processes > 1, tree.api.write_timeout_s
+            port = sockets.enter_context(
+                bind(tree.api.host, tree.api.port, write_timeout_s=write_s, shared=shared)
+            )
             metrics_port = None
             if tree.api.metrics_port and os.environ.get(PROCESS_INDEX, "0") == "0":
+                address = tree.api.metrics_host, tree.api.metrics_port
                 metrics_port = sockets.enter_context(
-                    _bind(tree.api.metrics_host, tree.api.metrics_port, shared=shared)
+                    bind(*address, write_timeout_s=write_s, shared=shared)
                 )
             _check_broker(tree)
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -95,8 +98,11 @@ async def serve(
     log.info("api_stopped")
 
 
-def _bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
-    """A socket bound to the address; several processes may share it. Raises `StartError`."""
+def bind(host: str, port: int, *, write_timeout_s: float, shared: bool = False) -> socket.socket:
+    """A socket bound to the address; several processes may share it. Raises `StartError`.
+
+    Its connections break when their peer takes nothing for `write_timeout_s`, whoever writes.
+    """
     try:
         family, *_, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -106,6 +112,10 @@ def _bind(host: str, port: int, *, shared: bool = False) -> socket.socket:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if shared:
                 bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            if hasattr(socket, "TCP_USER_TIMEOUT"):
+                # Accepted connections inherit it; it holds for answers that are written already.
+                limit_ms = round(write_timeout_s * 1000)
+                bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, limit_ms)
             bound.bind(address)
             if not shared:
                 # Two processes may bind a port that neither listens on; only one may listen.

@@ -16,6 +16,9 @@ LOGGER: Final = logging.getLogger("api.protocol")
 class _WithoutContent(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, ConnectionError):
+            # The caller left, or was left; the access log has told of it.
+            return False
         if isinstance(error, HttpProcessingError):
             record.msg, record.args = "request_not_understood: %s", (type(error).__name__,)
             record.exc_info = record.exc_text = None

@@ -16,8 +16,11 @@ from api.errors import ApiError
 from api.handlers.jobs import job_id_of
 from api.ports import Queue
 from api.schemas.job_object import job_object
-from broker.errors import JobNotFoundError
+from broker.errors import BrokerUnavailableError, JobNotFoundError
 from broker.jobs import TERMINAL, Event, EventType
+
+#: Longest wait for the record of a job that is known to have ended.
+_RECORD_S = 5.0
 
 
 async def events(request: web.Request) -> web.StreamResponse:
@@ -36,9 +39,10 @@ async def events(request: web.Request) -> web.StreamResponse:
         follower = Follower(queue, subscription, job_id, after=cursor, from_log=True)
         stream = await sse.open_stream(request, {"x-request-id": request[keys.REQUEST_ID]})
         ping_s = app[keys.SETTINGS].api.ping_interval_s
-        # The record may expire while somebody still reads.
+        # The record may expire while somebody still reads, and the queue may be away for long:
+        # the stream ends, and its reader can come back with the cursor it has.
         async with app[keys.CLOSING].interrupts():
-            with suppress(JobNotFoundError):
+            with suppress(JobNotFoundError, BrokerUnavailableError):
                 while not follower.finished:
                     item = await follower.next(ping_s)
                     payload = sse.PING if item is None else await _render(queue, job_id, item)
@@ -67,7 +71,7 @@ async def _render(queue: Queue, job_id: str, item: Event | Snapshot) -> bytes:
         shown["text"] = item.text
     if _is_last(item):
         # The end carries the whole job, output and all, so that no second call is needed.
-        shown["job"] = job_object(await final_record(queue, job_id, within_s=5.0))
+        shown["job"] = job_object(await final_record(queue, job_id, within_s=_RECORD_S))
     return sse.event(item.seq, name, orjson.dumps(shown))
 
 

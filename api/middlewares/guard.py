@@ -59,6 +59,10 @@ def make_guard(table: Mapping[web.AbstractRoute, Route]) -> Middleware:
                 raise
             except Exception as error:
                 response = _answer(error, request, request_id, metrics)
+                if request.writer.output_size:
+                    status = response.status
+                    # A second head in the middle of an answer would be read as part of it.
+                    raise ConnectionAbortedError("the answer was broken off") from error
             status = response.status
         finally:
             path = _OTHER if route is None else route.path

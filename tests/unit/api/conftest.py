@@ -16,7 +16,12 @@ from tests.apiserver import Api, serving
 def settings() -> Settings:
     return load(
         _env_file=None,
-        api={"max_body_bytes": 65_536, "ping_interval_s": 0.2, "sync_timeout_s": 20},
+        api={
+            "max_body_bytes": 65_536,
+            "ping_interval_s": 0.2,
+            "sync_timeout_s": 20,
+            "write_timeout_s": 0.5,
+        },
     )
 
 
