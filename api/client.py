@@ -6,8 +6,9 @@
             print(event.text, end="")
         job = await client.wait(job.id)
 
-Calls that were refused for now (429, 503) or whose connection failed are repeated, honouring
-`Retry-After`; a submit carries an `Idempotency-Key`, the same for all its repeats. An event stream
+Calls that were refused for now (429, 503) or reached nobody are repeated, honouring `Retry-After`;
+when only the answer is missing, those that do no harm twice: a submit that may have been taken is
+left to the caller. It carries an `Idempotency-Key`, the same for all its repeats. An event stream
 that breaks is resumed after the last event seen. For the OpenAI-compatible paths the `openai`
 package works as well.
 """
@@ -29,8 +30,12 @@ import aiohttp
 #: States a job never leaves.
 TERMINAL = frozenset({"completed", "failed", "cancelled", "expired"})
 _TERMINAL_EVENTS = frozenset({f"job.{status}" for status in TERMINAL})
-#: Answers that mean "later".
-_RETRIED = frozenset({429, 502, 503, 504})
+#: Answers that mean "later": the call was not taken.
+_REFUSED = frozenset({429, 503})
+#: The same, and those of a proxy that doesn't know.
+_RETRIED = _REFUSED | {502, 504}
+#: Failures before anything was sent.
+_UNSENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 #: One long poll; below what proxies usually cut.
 _POLL_S = 30.0
 _FIRST_PAUSE_S = 0.2
@@ -185,7 +190,9 @@ class Client:
 
     async def cancel(self, job_id: str) -> RemoteJob:
         """Ask the job to stop; its status may still be `cancelling`."""
-        return RemoteJob.from_json(await self._call("POST", f"/v1/jobs/{job_id}/cancel"))
+        return RemoteJob.from_json(
+            await self._call("POST", f"/v1/jobs/{job_id}/cancel", harmless=True)
+        )
 
     async def events(self, job_id: str, *, after: int = 0) -> AsyncIterator[JobEvent]:
         """The job's events from the one after `after` to the terminal one.
@@ -234,7 +241,13 @@ class Client:
         return await self._call("POST", path, json=body)
 
     # -- transport --------------------------------------------------------------------------------
-    async def _call(self, method: str, path: str, **options: Any) -> Any:
+    async def _call(
+        self, method: str, path: str, *, harmless: bool | None = None, **options: Any
+    ) -> Any:
+        """One call with its repeats; `harmless`: may be carried out twice (every GET is)."""
+        if harmless is None:
+            harmless = method == "GET"
+        retried = _RETRIED if harmless else _REFUSED
         assert self._session is not None, "use the client as an async context manager"
         failures = 0
         while True:
@@ -247,9 +260,14 @@ class Client:
                         return await response.json()
                     refusal = await _refusal(response)
                     retry_after = response.headers.get("Retry-After")
-                    if response.status not in _RETRIED or failures >= self._max_retries:
+                    if response.status not in retried or failures >= self._max_retries:
                         raise refusal
             except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
+                if not harmless and not isinstance(error, _UNSENT):
+                    raise ConnectionFailedError(
+                        f"no answer from {self._url}, and the call may have been taken:"
+                        f" {_say(error)}"
+                    ) from None
                 if failures >= self._max_retries:
                     raise ConnectionFailedError(
                         f"{self._url} can't be reached: {_say(error)}"

@@ -12,6 +12,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from api.client import ApiError, Client, ConnectionFailedError, RemoteJob
+from tests.conftest import free_port
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -38,6 +39,16 @@ class Fake:
     def refuses(self, status: int, code: str, **headers: str) -> None:
         error = {"message": "no", "code": code, "param": "model", "request_id": "req_1"}
         self.says({"error": error}, status, **headers)
+
+    def breaks(self) -> None:
+        """The connection ends after the request was read."""
+
+        async def answer(request: web.Request) -> web.StreamResponse:
+            assert request.transport is not None
+            request.transport.abort()
+            return web.Response()
+
+        self.answers.append(answer)
 
     def streams(self, *chunks: str, breaks: bool = False) -> None:
         async def answer(request: web.Request) -> web.StreamResponse:
@@ -113,6 +124,65 @@ async def test_a_refusal_for_good_is_not_repeated(client: Client, fake: Fake) ->
     assert error.request_id == "req_1"
     assert str(error) == "400 invalid_request: no (model)"
     assert len(fake.requests) == 1
+
+
+@pytest.mark.parametrize("status", [502, 504])
+async def test_a_submit_that_may_have_been_taken_is_not_repeated(
+    client: Client, fake: Fake, status: int
+) -> None:
+    fake.refuses(status, "")
+    with pytest.raises(ApiError):
+        await client.submit("/v1/x", {})
+    fake.breaks()
+    with pytest.raises(ConnectionFailedError, match="may have been"):
+        await client.submit("/v1/x", {})
+    fake.breaks()
+    with pytest.raises(ConnectionFailedError, match="may have been"):
+        await client.chat("m", [])
+    assert len(fake.requests) == 3
+
+
+async def test_a_submit_without_an_answer_in_time_is_not_repeated(fake: Fake) -> None:
+    forever = asyncio.Event()
+
+    async def silent(_: web.Request) -> web.StreamResponse:
+        await forever.wait()
+        return web.Response()
+
+    fake.answers = [silent, silent]
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", fake.handle)
+    async with TestServer(app) as server:
+        async with Client(str(server.make_url("/")), "k", timeout_s=0.2) as client:
+            with pytest.raises(ConnectionFailedError, match="may have been"):
+                await client.submit("/v1/x", {})
+        forever.set()
+    assert len(fake.requests) == 1
+
+
+async def test_calls_that_may_be_carried_out_twice_are_repeated(client: Client, fake: Fake) -> None:
+    fake.breaks()
+    fake.refuses(502, "")
+    fake.says(JOB)
+    assert (await client.get("job_1")).id == "job_1"
+    fake.breaks()
+    fake.refuses(504, "")
+    fake.says(JOB)
+    assert (await client.cancel("job_1")).id == "job_1"
+    assert len(fake.requests) == 6
+
+
+async def test_a_submit_that_reached_nobody_is_repeated(fake: Fake) -> None:
+    """The API comes up between two tries."""
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", fake.handle)
+    fake.says(JOB, 202)
+    port = free_port()
+    async with Client(f"http://127.0.0.1:{port}", "k") as client:
+        call = asyncio.create_task(client.submit("/v1/x", {}))
+        await asyncio.sleep(0)
+        async with TestServer(app, port=port):
+            assert (await call).id == "job_1"
 
 
 async def test_repeats_end(fake: Fake) -> None:
