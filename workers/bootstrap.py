@@ -42,8 +42,8 @@ def make_engine(
 ) -> Engine:
     """The engine of a model, not started yet.
 
-    `on_step` gets the requests of each step, `on_lost` is called when the engine was lost and is
-    being rebuilt, `on_dead` when that can't be done.
+    `on_step` gets the requests of each step, `on_lost` is called when the engine was lost,
+    `on_dead` when it can't be rebuilt.
     """
     if settings.worker.engine == "simulated":
         from workers.engines.simulated import SimulatedEngine
@@ -55,7 +55,15 @@ def make_engine(
     if spec.kind == "embedding":
         from workers.engines.embedding import EmbeddingEngine
 
-        return EmbeddingEngine(spec, folder, threads=settings.worker.threads, on_step=on_step)
+        return EmbeddingEngine(
+            spec,
+            folder,
+            threads=settings.worker.threads,
+            stall_s=settings.worker.stall_s,
+            on_step=on_step,
+            on_lost=on_lost,
+            on_dead=on_dead,
+        )
     from workers.engines.continuous import ContinuousEngine
 
     return ContinuousEngine(

@@ -33,6 +33,7 @@ from workers.engines.bucketing import Piece, WaitingInputs, next_batch
 from workers.engines.pooling import Pooling
 from workers.loader import device, dtype_for, load_model, load_tokenizer
 from workers.prompts import PromptBuilder
+from workers.supervision import Pulse, Watchdog
 
 log = get_logger(__name__)
 
@@ -40,6 +41,8 @@ log = get_logger(__name__)
 BATCH_TOKENS = 8192
 #: Longest wait for company while several requests are about.
 MAX_WAIT_S = 0.002
+#: Longest wait for the batch under way at the end.
+_STOP_S = 5.0
 #: Reduced precision is used only when its vectors are at least this near to float32's (cosine).
 LEAST_COSINE = 0.999
 
@@ -62,13 +65,19 @@ class EmbeddingEngine:
         folder: Path,
         *,
         threads: int = 0,
+        stall_s: float = 60.0,
         on_step: Callable[[int], None] | None = None,
+        on_lost: Callable[[], None] | None = None,
+        on_dead: Callable[[], None] | None = None,
     ) -> None:
         self.capacity = spec.max_batch
         self._spec = spec
         self._folder = folder
         self._threads = threads or os.cpu_count() or 1
         self._on_step = on_step or (lambda _: None)
+        self._on_lost = on_lost or (lambda: None)
+        self._on_dead = on_dead or (lambda: None)
+        self._watchdog = Watchdog(self._pulse, self._give_up, stall_s=stall_s)
         self._changed = threading.Condition()
         #: Requests with inputs that are in no batch yet; the oldest first.
         self._waiting: deque[WaitingInputs] = deque()
@@ -78,6 +87,7 @@ class EmbeddingEngine:
         self._company = False
         self._steps = 0
         self._stopping = False
+        self._dead = False
 
     # -- the engine's contract ---------------------------------------------------------------------
     def start(self) -> None:
@@ -97,11 +107,12 @@ class EmbeddingEngine:
         self._thread.start()
         warm = {"input": list(_SAMPLES) * 4}
         self.submit(EngineRequest(id="warm-up", endpoint="", body=warm)).result()
+        self._watchdog.start()
 
     def submit(self, request: EngineRequest) -> Future[EngineResult]:
         waiting = WaitingInputs(request.id, self._tokens(request.body["input"]))
         with self._changed:
-            if self._stopping:
+            if self._stopping or self._dead:
                 raise EngineLostError("the engine has stopped")
             self._waiting.append(waiting)
             self._running[request.id] = waiting
@@ -125,14 +136,15 @@ class EmbeddingEngine:
 
     @property
     def alive(self) -> bool:
-        return self._thread.is_alive()
+        return not self._dead and self._thread.is_alive()
 
     def stop(self) -> None:
+        self._watchdog.stop()
         with self._changed:
             self._stopping = True
             self._changed.notify()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(_STOP_S)
         self._end(list(self._running.values()), EngineLostError("the engine has stopped"))
 
     # -- admission ---------------------------------------------------------------------------------
@@ -188,7 +200,8 @@ class EmbeddingEngine:
                 self._end([batch[0].owner], EngineError("out_of_memory", "the input is too large"))
             return
         except Exception as error:
-            log.exception("embedding_batch_failed", inputs=len(batch))
+            # Its message could hold text of the inputs.
+            log.error("embedding_batch_failed", inputs=len(batch), error=type(error).__name__)
             self._end([piece.owner for piece in batch], error)
             return
         owners = {piece.owner for piece in batch}
@@ -220,6 +233,26 @@ class EmbeddingEngine:
                     self._waiting.remove(waiting)
             if mine:
                 waiting.future.set_exception(error)
+
+    # -- its supervision ---------------------------------------------------------------------------
+    def _pulse(self) -> Pulse:
+        return Pulse(alive=self._thread.is_alive(), running=len(self._running), steps=self._steps)
+
+    def _give_up(self, reason: str) -> None:
+        """Called by the watchdog: end all requests as lost, and have the process go.
+
+        A batch that fails is dealt with in the loop; what ends or holds up the thread itself isn't
+        understood, and a thread that is stuck inside the model can't be ended.
+        """
+        if self._dead:
+            return
+        with self._changed:
+            self._dead = True
+            running = list(self._running.values())
+        log.error("engine_lost", model=self._spec.name, reason=reason, requests=len(running))
+        self._end(running, EngineLostError("the engine was lost"))
+        self._on_lost()
+        self._on_dead()
 
     # -- the model ---------------------------------------------------------------------------------
     def _load(self) -> Any:
