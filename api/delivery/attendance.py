@@ -1,4 +1,8 @@
-"""Jobs that somebody waits for: enqueued while the connection listens, cancelled when it leaves."""
+"""How jobs get into the queue, and out of it again when nobody will ask for them.
+
+A job that somebody waits for is enqueued while the connection listens, and cancelled when it
+leaves.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,22 @@ from aiohttp import web
 from api import keys
 from api.delivery.following import QUEUED_SEQ, Follower
 from api.ports import Queue
-from broker.errors import BrokerError
+from broker.errors import BrokerError, BrokerUnavailableError
 from broker.jobs import NewJob
 from config.logs import get_logger
 
 log = get_logger(__name__)
+
+
+async def enqueue(app: web.Application, job: NewJob) -> int:
+    """Put a background job in; returns its position. Raises what the queue raises."""
+    queue = app[keys.QUEUE]
+    try:
+        return await queue.enqueue(job)
+    except BrokerUnavailableError:
+        # Only the answer may be lost. The caller is told to try again, and doesn't know the id.
+        app[keys.BACKGROUND].spawn(_withdraw(queue, job, "answer_lost"))
+        raise
 
 
 @asynccontextmanager
@@ -43,9 +58,13 @@ async def _cancel(queue: Queue, job: NewJob, enqueued: asyncio.Future[int]) -> N
     # Refused, there is no job; but when only the answer was lost, it is there all the same.
     with suppress(BrokerError):
         await enqueued
+    await _withdraw(queue, job, "caller_left")
+
+
+async def _withdraw(queue: Queue, job: NewJob, reason: str) -> None:
     try:
         await queue.cancel(job.id)
     except BrokerError as error:
         log.info("job_not_cancelled", job_id=job.id, reason=type(error).__name__)
     else:
-        log.info("job_cancelled", job_id=job.id, reason="caller_left")
+        log.info("job_cancelled", job_id=job.id, reason=reason)

@@ -11,6 +11,7 @@ import orjson
 from aiohttp import hdrs, web
 
 from api import keys
+from api.delivery.attendance import enqueue
 from api.delivery.following import QUEUED_SEQ, Follower, final_record
 from api.errors import ApiError
 from api.handlers.body import Preference, preference, query_number, read_body
@@ -47,10 +48,10 @@ async def accept(request: web.Request, job: NewJob, prefer: Preference) -> web.R
     """Enqueue a background job; with `Prefer: wait` answer with its end when that is near."""
     app = request.app
     if not prefer.wait_s:
-        position = await app[keys.QUEUE].enqueue(job)
+        position = await enqueue(app, job)
         return _accepted(request, job, position, prefer)
     async with app[keys.HUB].subscribe(job.id) as subscription:
-        position = await app[keys.QUEUE].enqueue(job)
+        position = await enqueue(app, job)
         follower = Follower(app[keys.QUEUE], subscription, job.id, after=QUEUED_SEQ)
         if not await follower.terminal(within_s=prefer.wait_s):
             return _accepted(request, job, position, prefer)

@@ -8,6 +8,8 @@ from typing import Any
 import orjson
 import pytest
 
+from api import keys
+from broker.errors import BrokerUnavailableError
 from broker.jobs import Delta, Status, new_job_id
 from tests.apiserver import CHAT, EMBED, Api, chat, eventually, job
 
@@ -177,6 +179,25 @@ async def test_listing_filters_and_pages(api: Api) -> None:
     await eventually(lambda: api.queue.get(embedded["id"]).is_terminal)
     assert [e["id"] for e in (await listed("status=completed"))["data"]] == [embedded["id"]]
     assert (await listed("created_after=99999999999"))["data"] == []
+
+
+@pytest.mark.parametrize("prefer", ["", "wait=5"])
+async def test_a_submit_whose_answer_is_lost_leaves_no_job(
+    api: Api, prefer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = api.app[keys.QUEUE]
+    enqueue = queue.enqueue
+
+    async def lose(job: Any) -> int:
+        await enqueue(job)
+        raise BrokerUnavailableError("no answer")
+
+    monkeypatch.setattr(queue, "enqueue", lose)
+    response = await api.client.post("/v1/jobs", json=job("hold"), headers={"Prefer": prefer})
+    # The caller is told to try again; one job is enough.
+    assert response.status == 503
+    ((made,), _) = api.queue.list_jobs("ten_a")
+    await eventually(lambda: api.queue.get(made.id).status is Status.CANCELLED)
 
 
 @pytest.mark.parametrize(
