@@ -8,7 +8,11 @@ python -m workers list                      catalogue and cache as JSON
 from __future__ import annotations
 
 import argparse
+import logging
+import os
 import sys
+import traceback
+from typing import NoReturn
 
 import orjson
 
@@ -100,5 +104,26 @@ def _list(settings: Settings, models: dict[str, catalogue.ModelSpec]) -> int:
     return 0
 
 
+def leave(code: int) -> NoReturn:
+    """End the process now, whatever its threads do.
+
+    The interpreter's own way out waits for a thread that is stuck inside the model, for ever, and
+    for torch to take its threads down, for seconds. By now every job is settled or given back.
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _run() -> NoReturn:
+    try:
+        code = main()
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    leave(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    _run()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,3 +61,26 @@ def test_bad_settings(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     monkeypatch.setenv("FOREBAY_WORKER__GRACE_S", "soon")
     assert main(["--model", "here"]) == 2
     assert "FOREBAY_WORKER__GRACE_S='soon'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("outcome", "code"), [("return 3", 3), ("raise RuntimeError('why')", 1)])
+def test_a_stuck_thread_does_not_hold_the_process(outcome: str, code: int) -> None:
+    """As one inside the model, when the engine has died and the process has to go."""
+    program = f"""
+import threading
+import workers.__main__ as worker
+
+def main():
+    threading.Thread(target=threading.Event().wait).start()
+    print("said")
+    {outcome}
+
+worker.main = main
+worker._run()
+"""
+    root = Path(__file__).parents[3]
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=root, timeout=30, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (code, "said\n")
+    assert ("why" in done.stderr) == (code == 1)
