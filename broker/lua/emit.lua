@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Logs and publishes text of running attempts; each fenced by its attempt.
 -- KEYS[1] base `fb:{<queue>}:`
 -- ARGV    job id, attempt, start, text, job id, attempt, start, text, …
