@@ -74,17 +74,3 @@ def test_a_traceback_shows_no_values(form, capsys: pytest.CaptureFixture[str]) -
     shown = capsys.readouterr().err
     assert "the engine broke" in shown
     assert "my secretmy secret" not in shown
-
-
-@pytest.mark.parametrize("form", ["json", "console"])
-def test_a_traceback_shows_no_values(form, capsys: pytest.CaptureFixture[str]) -> None:
-    """They may be prompts; what a console shows is often kept in a file."""
-    logs.configure(Log(format=form), process="worker")
-    prompt = "".join(["priv", "ate"])
-    try:
-        raise RuntimeError(len(prompt))
-    except RuntimeError:
-        logs.get_logger("t").exception("failed")
-    err = capsys.readouterr().err
-    assert "RuntimeError" in err
-    assert "private" not in err
