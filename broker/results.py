@@ -10,6 +10,7 @@ import asyncio
 import math
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import redis.asyncio
@@ -30,6 +31,8 @@ log = get_logger(__name__)
 
 #: Longest wait for Redis to confirm a subscription.
 CONFIRM_TIMEOUT_S = 5.0
+#: The same once an attempt to connect has failed; usually the next attempt's end comes earlier.
+DOWN_CONFIRM_TIMEOUT_S = 0.5
 #: A silent connection is probed after this long, and given up after twice as long.
 PING_INTERVAL_S = 5.0
 #: Pause before the first attempt to connect again; doubles up to the second value.
@@ -41,8 +44,9 @@ class _Channel:
 
     def __init__(self) -> None:
         self.readers: set[Subscription] = set()
-        #: Done when the subscription stands; a new one after each loss of the connection.
-        self.confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        #: True when the subscription stands, False when there was nobody to ask; a new one after
+        #: each loss of the connection and each failure to connect.
+        self.confirmed: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         #: It stood before the connection was lost.
         self.lost = False
 
@@ -62,6 +66,11 @@ class EventHub:
         self._unconfirmed: dict[bytes, int] = {}
         self._outbox: list[tuple[Arg, ...]] = []
         self._wake = asyncio.Event()
+        self._connected = False
+        #: The last attempt to connect failed.
+        self._down = False
+        #: Somebody wants to get in while it is down.
+        self._hurry = asyncio.Event()
         self._heard = 0.0
         self._task: asyncio.Task[None] | None = None
 
@@ -85,10 +94,13 @@ class EventHub:
             channel = self._channels[name] = _Channel()
             self._say("SUBSCRIBE", name)
         channel.readers.add(subscription)
+        if self._down:
+            self._hurry.set()
         try:
-            async with asyncio.timeout(CONFIRM_TIMEOUT_S):
+            async with asyncio.timeout(DOWN_CONFIRM_TIMEOUT_S if self._down else CONFIRM_TIMEOUT_S):
                 while not channel.confirmed.done():
-                    await asyncio.shield(channel.confirmed)
+                    if not await asyncio.shield(channel.confirmed):
+                        raise BrokerUnavailableError("Redis can't be reached")
         except TimeoutError:
             self.detach(subscription)
             raise BrokerUnavailableError("Redis did not confirm a subscription in time") from None
@@ -108,6 +120,8 @@ class EventHub:
 
     def _say(self, verb: str, name: bytes) -> None:
         """Send a command with the next write; nothing while there is no connection."""
+        if not self._connected:
+            return
         if verb == "SUBSCRIBE":
             self._unconfirmed[name] = self._unconfirmed.get(name, 0) + 1
         self._outbox.append((verb, name))
@@ -123,12 +137,20 @@ class EventHub:
                 self._subscribe_again()
                 await self._serve(connection)
             except (RedisError, OSError) as error:
-                log.warning("event_hub_disconnected", error=str(error))
+                if not self._down:
+                    log.warning("event_hub_disconnected", error=str(error))
             finally:
                 await connection.disconnect(nowait=True)
             self._lose()
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311
+            await self._pause(pause)
             pause = min(pause * 2, BACKOFF_S[1])
+
+    async def _pause(self, longest_s: float) -> None:
+        """Until the next attempt to connect; no longer than needed when somebody waits for it."""
+        await asyncio.sleep(BACKOFF_S[0] * random.uniform(0.5, 1.0))  # noqa: S311
+        with suppress(TimeoutError):
+            async with asyncio.timeout(longest_s * random.uniform(0.5, 1.0)):  # noqa: S311
+                await self._hurry.wait()
 
     async def _serve(self, connection: AbstractConnection) -> None:
         """Write and read until the connection breaks."""
@@ -194,21 +216,32 @@ class EventHub:
         channel = self._channels.get(name)
         if channel is None or channel.confirmed.done():
             return
-        channel.confirmed.set_result(None)
+        channel.confirmed.set_result(True)
         if channel.lost:
             channel.lost = False
             for reader in channel.readers:
                 reader.put(RESYNC)
 
     def _lose(self) -> None:
-        """The connection is gone: whoever was subscribed may miss events from here on."""
+        """The connection is gone, or there was none to be had.
+
+        Whoever was subscribed may miss events from here on; whoever waits to be is told at once
+        that there is no server, and goes on waiting when one was just there.
+        """
+        self._down, self._connected = not self._connected, False
+        self._hurry.clear()
         for channel in self._channels.values():
             if channel.confirmed.done():
-                channel.confirmed = asyncio.get_running_loop().create_future()
                 channel.lost = True
+            elif self._down:
+                channel.confirmed.set_result(False)
+            else:
+                continue
+            channel.confirmed = asyncio.get_running_loop().create_future()
 
     def _subscribe_again(self) -> None:
         """On a new connection: all channels, whatever was still to be said on the old one."""
+        self._connected, self._down = True, False
         self._unconfirmed = dict.fromkeys(self._channels, 1)
         self._outbox = [("SUBSCRIBE", *self._channels)] if self._channels else []
         self._wake.set()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import subprocess
+import tracemalloc
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -19,7 +21,7 @@ from broker.errors import BrokerUnavailableError
 from broker.jobs import Delta, Event, EventType
 from broker.memory import AsyncMemoryQueue, MemoryQueue
 from broker.redis_queue import AsyncRedisQueue
-from broker.results import QUEUE_EVENTS, EventHub, MemoryHub, Resync
+from broker.results import QUEUE_EVENTS, EventHub, MemoryHub, Resync, Subscription
 from config.settings import Redis as RedisSettings
 from tests.conftest import free_port
 from tests.contract.harness import MODEL, new_job, settings
@@ -194,19 +196,83 @@ def _server(binary: str, port: int, folder: Path) -> Iterator[None]:
         process.wait(10)
 
 
-async def test_a_hub_outlives_its_server(
-    valkey_binary: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@asynccontextmanager
+async def _hub(url: str) -> AsyncIterator[tuple[EventHub, redis.asyncio.Redis]]:
+    client = connect_async(RedisSettings(url=url))
+    hub = EventHub(client)
+    await hub.start()
+    try:
+        yield hub, client
+    finally:
+        await hub.stop()
+        await client.aclose()
+
+
+async def _subscribed(hub: EventHub, job_id: str) -> Subscription:
+    """A subscription to a server that is about to come."""
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                return await hub.subscribe(job_id).__aenter__()
+            except BrokerUnavailableError:
+                continue
+
+
+async def test_nobody_waits_for_a_server_that_isn_t_there() -> None:
+    async with _hub(f"redis://127.0.0.1:{free_port()}/0") as (hub, _):
+        for _ in range(3):
+            # Each tries again: the server may be back.
+            async with asyncio.timeout(1):
+                with pytest.raises(BrokerUnavailableError):
+                    await hub.subscribe("job_1").__aenter__()
+
+
+async def test_a_server_that_swallows_connections_is_waited_for_once(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(results, "CONFIRM_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(results, "CONFIRM_TIMEOUT_S", 0.4)
+    monkeypatch.setattr(results, "DOWN_CONFIRM_TIMEOUT_S", 0.1)
+    # Its backlog takes connections that nobody ever serves.
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        url = f"redis://127.0.0.1:{deaf.getsockname()[1]}/0"
+        client = connect_async(RedisSettings(url=url, timeout_s=0.2))
+        hub = EventHub(client)
+        await hub.start()
+        with pytest.raises(BrokerUnavailableError):
+            await hub.subscribe("job_1").__aenter__()
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(BrokerUnavailableError):
+            await hub.subscribe("job_1").__aenter__()
+        assert asyncio.get_running_loop().time() - began < 0.2
+        await hub.stop()
+        await client.aclose()
+
+
+async def test_an_absence_leaves_nothing_to_be_said() -> None:
+    async with _hub(f"redis://127.0.0.1:{free_port()}/0") as (hub, _):
+        tracemalloc.start()
+        for n in range(3000):
+            subscription = hub.subscribe(f"job_{n}")
+            entering = asyncio.create_task(subscription.__aenter__())
+            await asyncio.sleep(0)
+            entering.cancel()
+            await asyncio.wait([entering])
+            if n == 500:
+                before, _ = tracemalloc.get_traced_memory()
+        after, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert after - before < 100_000
+
+
+async def test_a_hub_outlives_its_server(valkey_binary: str, tmp_path: Path) -> None:
     port = free_port()
     client = connect_async(RedisSettings(url=f"redis://127.0.0.1:{port}/0"))
     hub = EventHub(client)
     await hub.start()
     with pytest.raises(BrokerUnavailableError):
         await hub.subscribe("job_1").__aenter__()
-    monkeypatch.setattr(results, "CONFIRM_TIMEOUT_S", 20)
     with _server(valkey_binary, port, tmp_path):
-        events = await hub.subscribe("job_1").__aenter__()
+        events = await _subscribed(hub, "job_1")
     assert await events.next(0.05) is None
     with _server(valkey_binary, port, tmp_path):
         assert isinstance(await events.next(20), Resync)
