@@ -77,7 +77,7 @@ class WorkerMetrics:
         ).labels(model, engine)
         self._engine_lost = Counter(
             "forebay_workers_engine_losses_total",
-            "Times the engine died or stood still and was rebuilt.",
+            "Times the engine died or stood still.",
             common,
             registry=registry,
         ).labels(model, engine)
