@@ -17,6 +17,7 @@ from aiohttp import web
 
 from api.app import make_app, make_metrics_app
 from api.auth.authenticator import peppers
+from api.protocol import ApiRunner
 from broker.connections import check_server, connect
 from broker.errors import BrokerError, BrokerUnavailableError
 from config import catalogue, logs, settings
@@ -80,11 +81,11 @@ async def serve(
     app = make_app(tree, models)
     async with AsyncExitStack() as running:
         # aiohttp waits this long twice: for handlers to end, then for them to notice their end.
-        runner = web.AppRunner(app, shutdown_timeout=tree.api.shutdown_grace_s / 2)
+        runner = ApiRunner(app, shutdown_timeout=tree.api.shutdown_grace_s / 2)
         running.push_async_callback(runner.cleanup)
         await runner.setup()
         if metrics_port is not None:
-            metrics_runner = web.AppRunner(make_metrics_app(app), shutdown_timeout=0.5)
+            metrics_runner = ApiRunner(make_metrics_app(app), shutdown_timeout=0.5)
             running.push_async_callback(metrics_runner.cleanup)
             await metrics_runner.setup()
             await web.SockSite(metrics_runner, metrics_port).start()

@@ -149,7 +149,7 @@ def error_object(error: ApiError, request_id: str) -> dict[str, Any]:
     return body
 
 
-def render(error: ApiError, request: web.Request, request_id: str) -> web.Response:
+def render(error: ApiError, request: web.BaseRequest, request_id: str) -> web.Response:
     """The whole answer to a request that failed before any of it was sent."""
     row = CODES[error.code]
     body = error_object(error, request_id)

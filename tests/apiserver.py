@@ -15,6 +15,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from api.app import make_app
 from api.auth.errors import AuthenticationError, Reason
 from api.auth.principal import Principal
+from api.protocol import ApiRunner
 from broker.errors import BrokerUnavailableError
 from broker.jobs import Claim, Delta, JobError, Outcome, Status, Usage
 from broker.policies import TenantPolicy
@@ -198,6 +199,13 @@ def ready_worker(model: str, state: str = "ready") -> WorkerStatus:
     )
 
 
+class _Server(TestServer):
+    """Runs the application as `python -m api` does."""
+
+    async def _make_runner(self, **options: Any) -> web.BaseRunner:
+        return ApiRunner(self.app, **options)
+
+
 @dataclass
 class Api:
     """A running API and what stands behind it."""
@@ -220,7 +228,7 @@ async def serving(
     app = make_app(settings, MODELS, queue=noticed, hub=hub, authenticator=Accounts())
     worker = Worker(queue, noticed.bell)
     working = asyncio.create_task(worker.run())
-    server = TestServer(app)
+    server = _Server(app)
     try:
         async with TestClient(server, headers={"Authorization": f"Bearer {key}"}) as client:
             yield Api(client=client, queue=queue, worker=worker, app=app)

@@ -44,7 +44,7 @@ def make_guard(table: Mapping[web.AbstractRoute, Route]) -> Middleware:
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
         started = time.perf_counter()
-        request_id = _request_id(request)
+        request_id = request_id_of(request)
         request[keys.REQUEST_ID] = request_id
         route = table.get(request.match_info.route)
         metrics = request.app[keys.METRICS]
@@ -76,9 +76,7 @@ def make_guard(table: Mapping[web.AbstractRoute, Route]) -> Middleware:
                 # Asked first: a line that is only dropped later still costs as much as the parsing.
                 _log_access(log.debug, "request_served", method, path, status, seconds)
         if not response.prepared:
-            response.headers[_REQUEST_ID] = request_id
-            # What runs here is nobody's business.
-            response.headers[hdrs.SERVER] = "forebay"
+            finish(response, request_id)
         return response
 
     return guard
@@ -92,7 +90,15 @@ def _log_access(
     write(event, method=method, route=route, status=status, duration_ms=duration_ms)
 
 
-def _request_id(request: web.Request) -> str:
+def finish(response: web.StreamResponse, request_id: str) -> None:
+    """The headers of every answer."""
+    response.headers[_REQUEST_ID] = request_id
+    # What runs here is nobody's business.
+    response.headers[hdrs.SERVER] = "forebay"
+
+
+def request_id_of(request: web.BaseRequest) -> str:
+    """The caller's own id where it is sane, else a new one."""
     given = request.headers.get(_REQUEST_ID)
     if given is not None and _SANE_ID.fullmatch(given):
         return given

@@ -256,13 +256,19 @@ async def test_logs_tell_what_was_refused_but_no_content(api: Api, logs: Any) ->
         b"canary\r\n",
     ],
 )
-async def test_what_is_no_http_is_400_and_not_quoted_in_the_log(
+async def test_what_is_no_http_is_400_and_quoted_nowhere(
     api: Api, caplog: pytest.LogCaptureFixture, head: bytes
 ) -> None:
     caplog.set_level("DEBUG")
     reader, writer = await asyncio.open_connection(api.client.host, api.client.port)
     writer.write(head + b"Host: x\r\n\r\n")
-    assert b" 400 " in await reader.readline()
+    answer, _, body = (await reader.read(-1)).partition(b"\r\n\r\n")
+    assert b" 400 " in answer.splitlines()[0]
+    assert b"aiohttp" not in answer
+    error = json.loads(body)["error"]
+    assert (error["code"], error["type"]) == ("invalid_request", "invalid_request_error")
+    assert f"x-request-id: {error['request_id']}".encode() in answer
+    assert b"canary" not in body
     writer.close()
     await writer.wait_closed()
     assert "request_not_understood" in caplog.text

@@ -1,0 +1,53 @@
+"""Answers to what aiohttp's parser refuses, in the shape of all others.
+
+It never reaches the application; aiohttp would quote the line at fault and name its own version.
+"""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from api.errors import ApiError, render
+from api.middlewares.guard import finish, request_id_of
+
+
+class ApiRunner(web.AppRunner):
+    """Runs an application on connections that keep to our error shape."""
+
+    async def _make_server(self) -> web.Server:
+        made = await super()._make_server()
+        return _Server(
+            made.request_handler,
+            request_factory=made.request_factory,
+            handler_cancellation=made.handler_cancellation,
+            loop=made._loop,
+            **made._kwargs,
+        )
+
+
+class _Server(web.Server):
+    def __call__(self) -> web.RequestHandler:
+        return _Connection(self, loop=self._loop, **self._kwargs)
+
+
+class _Connection(web.RequestHandler):
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        # Logs it, and refuses when a part of some answer is out.
+        super().handle_error(request, status, exc, message)
+        if status == 400:
+            error = ApiError("invalid_request", "The request is not valid HTTP.")
+        else:
+            error = ApiError("internal_error")
+        request_id = request_id_of(request)
+        response = render(error, request, request_id)
+        finish(response, request_id)
+        response.force_close()
+        return response
