@@ -44,6 +44,7 @@ CODES: Final[Mapping[str, Code]] = {
     "job_not_found": Code(404, _REQUEST, False, "There is no such job"),
     "model_not_found": Code(404, _REQUEST, False, "There is no such model"),
     "method_not_allowed": Code(405, _REQUEST, False, "The method is not allowed here"),
+    "request_timeout": Code(408, _REQUEST, True, "The request body did not arrive in time"),
     "cancelled": Code(409, _REQUEST, False, "The job was cancelled"),
     "result_expired": Code(410, _REQUEST, False, "The result is no longer kept"),
     "payload_too_large": Code(413, _REQUEST, False, "The request body is too large"),

@@ -77,6 +77,8 @@ class Api(_Section):
     max_wait_s: Seconds = 60.0
     #: Longest a synchronous call may wait for its job.
     sync_timeout_s: Seconds = 600.0
+    #: Longest a request's body may take to arrive; after it 408.
+    read_timeout_s: Seconds = 60.0
     #: A reader that takes nothing of its answer for this long is cut off.
     write_timeout_s: Seconds = 30.0
     #: Time given to open requests at shutdown.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from dataclasses import dataclass
 from typing import Final
 
 from aiohttp import hdrs, web
 
+from api import keys
 from api.errors import ApiError
 
 #: Forms are what a browser sends across origins without asking; JSON never comes as one.
@@ -15,7 +17,7 @@ _FORMS: Final = ("multipart/", "application/x-www-form-urlencoded")
 
 
 async def read_body(request: web.Request) -> bytes:
-    """The raw body. Raises `ApiError` when it is too large, compressed or a form."""
+    """The raw body. Raises `ApiError` when it is too large, too slow, compressed or a form."""
     headers = request.headers
     limit = request.client_max_size
     length = request.content_length
@@ -26,10 +28,15 @@ async def read_body(request: web.Request) -> bytes:
         raise ApiError("unsupported_media_type", "Compressed bodies are not supported.")
     if headers.get(hdrs.CONTENT_TYPE, "").lower().startswith(_FORMS):
         raise ApiError("unsupported_media_type", "The body must be JSON.")
+    timeout_s = request.app[keys.SETTINGS].api.read_timeout_s
     try:
-        return await request.read()
+        # Most bodies are here already.
+        async with asyncio.timeout(None if request.content.is_eof() else timeout_s):
+            return await request.read()
     except web.HTTPRequestEntityTooLarge:
         raise too_large(limit) from None
+    except TimeoutError:
+        raise ApiError("request_timeout") from None
 
 
 def too_large(limit: int) -> ApiError:

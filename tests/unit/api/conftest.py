@@ -20,6 +20,7 @@ def settings() -> Settings:
             "max_body_bytes": 65_536,
             "ping_interval_s": 0.2,
             "sync_timeout_s": 20,
+            "read_timeout_s": 0.5,
             "write_timeout_s": 0.5,
         },
     )

@@ -116,6 +116,20 @@ async def test_a_chunked_body_over_the_limit_is_413(api: Api) -> None:
     assert (await response.json())["error"]["code"] == "payload_too_large"
 
 
+@pytest.mark.parametrize(
+    "beginning", [b"Content-Length: 100\r\n\r\n{", b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n"]
+)
+async def test_a_body_that_does_not_come_is_not_waited_for(api: Api, beginning: bytes) -> None:
+    reader, writer = await asyncio.open_connection(api.client.host, api.client.port)
+    writer.write(b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer a\r\n" + beginning)
+    async with asyncio.timeout(5):
+        assert b" 408 " in await reader.readline()
+        answer = await reader.readuntil(b'"code":"request_timeout"')
+    assert b"x-request-id: req_" in answer
+    writer.close()
+    await writer.wait_closed()
+
+
 async def test_a_body_at_the_limit_is_read(api: Api) -> None:
     limit = api.app[keys.SETTINGS].api.max_body_bytes
     payload = json.dumps(chat()).encode()
