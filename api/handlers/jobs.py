@@ -26,6 +26,8 @@ _JSON: Final = "application/json"
 _JOB_ID: Final = re.compile(r"job_[0-9a-hjkmnp-tv-z]{26}", re.ASCII)
 #: Seconds after which asking again for a pending job makes sense.
 _POLL_S: Final = "1"
+#: Longest wait for a record over an absence of the queue.
+_RECORD_S = 5.0
 
 
 async def submit(request: web.Request) -> web.Response:
@@ -56,7 +58,7 @@ async def accept(request: web.Request, job: NewJob, prefer: Preference) -> web.R
         if not await follower.terminal(within_s=prefer.wait_s):
             return _accepted(request, job, position, prefer)
     app[keys.METRICS].job_submitted(job.model, job.endpoint, job.band)
-    record = await final_record(app[keys.QUEUE], job.id, within_s=app[keys.SETTINGS].api.max_wait_s)
+    record = await final_record(app[keys.QUEUE], job.id, within_s=_RECORD_S)
     return show(record, headers=prefer.applied)
 
 
@@ -86,9 +88,14 @@ async def fetch(request: web.Request) -> web.Response:
         wait_s = min(wait_s, request.app[keys.SETTINGS].api.max_wait_s)
         job = await _wait(request, job, wait_s)
     etag = f'"{job.seq}"'
-    if etag in request.headers.get(hdrs.IF_NONE_MATCH, ""):
-        return web.Response(status=304, headers={hdrs.ETAG: etag})
-    return show(job, headers={hdrs.ETAG: etag})
+    headers: dict[str, str] = {hdrs.ETAG: etag}
+    known = request.headers.get(hdrs.IF_NONE_MATCH, "")
+    # Found anywhere in a list of tags, weak or not: its quotes delimit it.
+    if etag not in known and known.strip() != "*":
+        return show(job, headers=headers)
+    if not job.is_terminal:
+        headers[hdrs.RETRY_AFTER] = _POLL_S
+    return web.Response(status=304, headers=headers)
 
 
 async def _wait(request: web.Request, job: Job, wait_s: float) -> Job:
@@ -98,7 +105,7 @@ async def _wait(request: web.Request, job: Job, wait_s: float) -> Job:
         follower = Follower(app[keys.QUEUE], subscription, job.id, after=job.seq, from_log=True)
         async with app[keys.CLOSING].interrupts():
             await follower.terminal(within_s=wait_s)
-    return await final_record(app[keys.QUEUE], job.id, within_s=wait_s)
+    return await final_record(app[keys.QUEUE], job.id, within_s=_RECORD_S)
 
 
 async def listing(request: web.Request) -> web.Response:

@@ -9,6 +9,7 @@ import orjson
 import pytest
 
 from api import keys
+from api.handlers import jobs
 from broker.errors import BrokerUnavailableError
 from broker.jobs import Delta, Status, new_job_id
 from tests.apiserver import CHAT, EMBED, Api, chat, eventually, job
@@ -142,10 +143,41 @@ async def test_an_etag_changes_with_the_job(api: Api) -> None:
     assert again.status == 304
     assert await again.read() == b""
     assert again.headers["x-request-id"]
+    assert again.headers["Retry-After"] == "1"
+    for header in ('"other", W/' + first.headers["ETag"], "*"):
+        headers = {"If-None-Match": header}
+        again = await api.client.get(f"/v1/jobs/{job_id}", headers=headers)
+        assert again.status == 304
     api.worker.release()
     changed = await api.client.get(f"/v1/jobs/{job_id}", headers=known)
     assert changed.status == 200
     assert changed.headers["ETag"] != first.headers["ETag"]
+
+
+async def test_a_long_poll_is_not_prolonged_by_an_absent_queue(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(*_: object, **__: object) -> None:
+        raise BrokerUnavailableError("away")
+
+    job_id = await _held(api)
+    monkeypatch.setattr(jobs, "_RECORD_S", 0.0)
+    asked = asyncio.get_running_loop().time()
+    poll = asyncio.create_task(api.client.get(f"/v1/jobs/{job_id}?wait=1"))
+    # The poll has read the record before it follows the job's events.
+    heard = asyncio.Event()
+    queue = api.app[keys.QUEUE]
+    events = queue.events
+
+    async def hear(*args: Any, **more: Any) -> Any:
+        heard.set()
+        return await events(*args, **more)
+
+    monkeypatch.setattr(queue, "events", hear, raising=False)
+    await heard.wait()
+    monkeypatch.setattr(queue, "get", away, raising=False)
+    assert (await poll).status == 503
+    assert asyncio.get_running_loop().time() - asked < 1.7
 
 
 async def test_listing_filters_and_pages(api: Api) -> None:
