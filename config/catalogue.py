@@ -68,6 +68,14 @@ class Catalogue(BaseModel):
 
     models: dict[str, ModelSpec]
 
+    @model_validator(mode="after")
+    def _one_name_each(self) -> Catalogue:
+        for name, spec in self.models.items():
+            # Its queue goes by the one, callers and workers by the other.
+            if spec.name != name:
+                raise ValueError(f"models.{name} can't be called {spec.name!r} in its entry")
+        return self
+
 
 def load(path: str = "") -> dict[str, ModelSpec]:
     """Read the catalogue (the shipped one when `path` is empty).
@@ -77,7 +85,7 @@ def load(path: str = "") -> dict[str, ModelSpec]:
     source = Path(path) if path else Path(str(resources.files("config") / "models.toml"))
     try:
         raw = tomllib.loads(source.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise SettingsError(f"{source}: {error}") from None
     entries = raw.get("models", {})
     if isinstance(entries, dict):

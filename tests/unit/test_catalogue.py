@@ -36,6 +36,7 @@ def test_the_shipped_models() -> None:
         (("kind", "unknown = 1\nkind"), "models.tiny.unknown"),
         (("[models.tiny]", "[models.'a b']"), "name"),
         (("[models.tiny]", "[models.tiny"), "line"),
+        (("kind", 'name = "other"\nkind'), "models.tiny"),
     ],
 )
 def test_a_broken_entry_is_named(tmp_path: Path, change: tuple[str, str], named: str) -> None:
@@ -45,6 +46,13 @@ def test_a_broken_entry_is_named(tmp_path: Path, change: tuple[str, str], named:
         catalogue.load(str(path))
     assert named in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "models.toml"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(SettingsError, match=r"models\.toml"):
+        catalogue.load(str(path))
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
