@@ -127,8 +127,9 @@ def check(settings: Settings) -> None:
     password = settings.flower.basic_auth.get_secret_value()
     if password:
         user, colon, secret = password.partition(":")
-        if not (user and colon and secret):
-            raise SettingsError("FOREBAY_FLOWER__BASIC_AUTH=(hidden): must be user:password")
+        # Flower compares text in constant time, which works for ASCII alone.
+        if not (user and colon and secret and password.isascii()):
+            raise SettingsError("FOREBAY_FLOWER__BASIC_AUTH=(hidden): must be user:password, ASCII")
         return
     if settings.env == "production" or not _is_loopback(settings.flower.host):
         raise SettingsError(

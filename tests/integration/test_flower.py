@@ -129,6 +129,7 @@ async def test_without_a_password_only_this_machine_and_no_operations(start: Sta
         {"FOREBAY_FLOWER__HOST": "0.0.0.0"},
         {"FOREBAY_ENV": "production"},
         {"FOREBAY_FLOWER__BASIC_AUTH": "no-colon"},
+        {"FOREBAY_FLOWER__BASIC_AUTH": "operator:geheimnisträger"},
     ],
 )
 def test_it_does_not_start_open_to_others(variables: dict[str, str]) -> None:
