@@ -65,7 +65,12 @@ def create(
 @tenants.command("set")
 @click.argument("name")
 @_policy_options
-@click.option("--disable/--enable", "disabled", default=None, help="Refuse its credentials.")
+@click.option(
+    "--disable/--enable",
+    "disabled",
+    default=None,
+    help="Refuse its credentials; what it has queued still runs.",
+)
 @data_dir_option
 @json_option
 @account_errors
