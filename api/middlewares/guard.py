@@ -69,7 +69,8 @@ def make_guard(table: Mapping[web.AbstractRoute, Route]) -> Middleware:
             method = request.method if request.method in _METHODS else _OTHER
             seconds = time.perf_counter() - started
             metrics.request_served(method, path, status, seconds)
-            if status >= 400:
+            # Probes come by the second; that one is answered "not ready" isn't news each time.
+            if status >= 400 and not (route is not None and route.scope is PUBLIC):
                 event = "request_refused" if status < 500 else "request_failed"
                 _log_access(log.info, event, method, path, status, seconds)
             elif _stdlib_log.isEnabledFor(logging.DEBUG):

@@ -261,6 +261,11 @@ async def test_logs_tell_what_was_refused_but_no_content(api: Api, logs: Any) ->
     assert canary not in repr(logs)
 
 
+async def test_a_probe_that_finds_nothing_ready_is_no_news(api: Api, logs: Any) -> None:
+    assert (await api.client.get("/readyz")).status == 503
+    assert [entry for entry in logs if entry["log_level"] != "debug"] == []
+
+
 @pytest.mark.parametrize(
     "head",
     [
