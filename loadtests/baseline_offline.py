@@ -3,7 +3,7 @@
 The same checkpoint, dtype and paged-cache settings as the worker's engine, loaded by the worker's
 loader. Reads one JSON line per run, `{"prompts": […], "max_tokens": …}`, and answers with one:
 `{"seconds": …, "tokens": …, "prompt_tokens": …}`. Tokenising is not in the time; the manager is
-kept between runs, so that setting it up isn't either.
+kept between runs, so that setting it up isn't either. Threads wait as the worker's do.
 """
 
 from __future__ import annotations
