@@ -29,6 +29,7 @@ from workers.engine import (
     EngineResult,
     RequestCancelledError,
 )
+from workers.engines import attention
 from workers.engines.answers import Answer
 from workers.engines.batching import BatchingLoop, batching_config
 from workers.loader import device, dtype_for, load_model, load_tokenizer
@@ -247,6 +248,7 @@ class ContinuousEngine:
             deliver=self._inbox.put,
             on_step=self._on_step,
             threads=self._threads,
+            own_attention=self._spec.attention == "auto" and attention.suits(self._model),
         )
         loop.start()
         return loop
