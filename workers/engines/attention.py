@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from transformers import AttentionInterface
-from transformers.generation.continuous_batching.cache import group_layers_by_attn_type
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from workers.engines.plans import Bucket, Layout, Piece, Plan
@@ -104,13 +103,8 @@ def _prefill(
 
 # -- transformers ----------------------------------------------------------------------------------
 def suits(model: Any) -> bool:
-    """Whether this attention is the model's: on the CPU, and without windows, caps or sinks."""
-    config = model.config
-    return (
-        model.device.type == "cpu"
-        and config.model_type in _PLAIN
-        and set(group_layers_by_attn_type(config)) == {"full_attention"}
-    )
+    """Whether this attention can be the model's: on the CPU, and without caps, sinks or biases."""
+    return model.device.type == "cpu" and model.config.model_type in _PLAIN
 
 
 def switch(model: Any) -> None:
@@ -128,7 +122,7 @@ def switch_back(model: Any) -> None:
 def install(processor: Any) -> list[str]:
     """Let every step of a batch processor carry its plan.
 
-    Returns the names that transformers lacks for it; then nothing was changed.
+    Returns what transformers or the model lacks for it; then nothing was changed.
     """
     if lacking := _lacking(processor):
         return lacking
@@ -167,9 +161,11 @@ def install(processor: Any) -> list[str]:
 
 
 def _lacking(processor: Any) -> list[str]:
-    """Inner names this module needs and transformers hasn't."""
+    """Inner names this module needs and transformers hasn't; layers that see a window only."""
     cache, inputs = processor.cache, processor.inputs_and_outputs
     allocators = list(getattr(cache, "cache_allocators", {}).values())
+    if len(allocators) > 1 or any(each.layer_type != "full_attention" for each in allocators):
+        return ["full attention in every layer"]
     wanted: list[tuple[Any, str]] = [(cache, "update"), (cache, "cache_allocators")]
     wanted += [(inputs, "prepare_batch_tensors"), (inputs, "get_model_kwargs")]
     names = ("_kv_token_views", "block_table", "block_physical_stride", "tokens_per_page")
