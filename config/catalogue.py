@@ -41,6 +41,9 @@ class ModelSpec(BaseModel):
     max_batch: Annotated[int, Field(ge=1, le=4096)] = 32
     #: Tokens the paged KV cache holds (chat).
     cache_tokens: Annotated[int, Field(ge=0)] = 0
+    #: `auto` takes Forebay's own attention on the CPU where it fits the model (chat); `reference`
+    #: always that of transformers.
+    attention: Literal["auto", "reference"] = "auto"
     #: Sampling of a request that doesn't say how (chat); what the model's makers advise.
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0

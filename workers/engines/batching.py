@@ -4,6 +4,7 @@ Written for transformers 5.23-5.24 (see setup.cfg). What is changed, and why:
 - results go straight to a callback, not through an asyncio loop or a queue searched by id;
 - the loop's thread gets its own number of torch threads, and every step is counted and shown;
 - tokens are drawn by `workers.engines.sampling`;
+- attention on the CPU is that of `workers.engines.attention`, where it can be;
 - prefix matches are noted, so that usage can tell cached tokens.
 """
 
@@ -24,7 +25,9 @@ from transformers.generation.continuous_batching.continuous_api import (
 )
 
 from config.catalogue import ModelSpec
+from config.logs import get_logger
 from workers.admission import Sampling
+from workers.engines import attention
 from workers.engines.sampling import SamplingProcessors
 
 #: Tokens in a page of the KV cache. On the CPU 32 was faster than transformers' 256.
@@ -33,6 +36,8 @@ PAGE_TOKENS = 32
 CPU_BATCH_TOKENS = 512
 
 Deliver = Callable[[list[Any]], None]
+
+log = get_logger(__name__)
 
 # Its own handler would tear the log lines apart, and some of its warnings show prompt tokens.
 _library_log = logging.getLogger("ContinuousBatchingLogger")
@@ -91,7 +96,12 @@ class BatchingLoop(ContinuousBatchingManager):  # type: ignore[misc]
         deliver: Deliver,
         on_step: Callable[[int], None],
         threads: int,
+        own_attention: bool = False,
     ) -> None:
+        # Chosen first: transformers lays its tensors out by it.
+        if own_attention:
+            attention.switch(model)
+        self._own_attention = own_attention
         super().__init__(
             model=model,
             generation_config=generation_config(model),
@@ -163,7 +173,7 @@ class BatchingLoop(ContinuousBatchingManager):  # type: ignore[misc]
         if self._threads:
             torch.set_num_threads(self._threads)
         try:
-            processor = super()._create_batch_processor()
+            processor = self._batch_processor()
             self.capacity_tokens = processor.cache.num_blocks * PAGE_TOKENS
         finally:
             self._cache_settled.set()
@@ -176,6 +186,14 @@ class BatchingLoop(ContinuousBatchingManager):  # type: ignore[misc]
             return found
 
         processor.cache.search_prefix_match = noting
+        return processor
+
+    def _batch_processor(self) -> Any:
+        processor = super()._create_batch_processor()
+        if self._own_attention and (lacking := attention.install(processor)):
+            log.warning("own_attention_unavailable", lacking=lacking)
+            attention.switch_back(self.model)
+            processor = super()._create_batch_processor()
         return processor
 
     def _generation_step(self) -> None:

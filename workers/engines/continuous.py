@@ -29,6 +29,7 @@ from workers.engine import (
     EngineResult,
     RequestCancelledError,
 )
+from workers.engines import attention
 from workers.engines.answers import Answer
 from workers.engines.batching import BatchingLoop, batching_config
 from workers.loader import device, dtype_for, load_model, load_tokenizer
@@ -92,6 +93,9 @@ class ContinuousEngine:
         self._model: Any = load_model(
             self._spec, self._folder, dtype=dtype_for(self._spec, where), where=where
         )
+        self._own_attention = self._spec.attention == "auto" and attention.suits(self._model)
+        chosen = "own" if self._own_attention else "reference"
+        log.info("attention_chosen", model=self._spec.name, attention=chosen)
         tokenizer = load_tokenizer(self._folder)
         self._prompts = PromptBuilder(tokenizer)
         self._limits = Limits.of(
@@ -247,6 +251,7 @@ class ContinuousEngine:
             deliver=self._inbox.put,
             on_step=self._on_step,
             threads=self._threads,
+            own_attention=self._own_attention,
         )
         loop.start()
         return loop
