@@ -9,12 +9,14 @@ import redis.asyncio
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError
 
-from broker.calls import RELEASE_BATCH, Call, Calls, Listing
+from broker.call import Call
+from broker.calls import RELEASE_BATCH, Calls
 from broker.connections import translate
 from broker.exchange import Exchange
 from broker.jobs import Band, Claim, Delta, Event, Job, NewJob, Outcome, Status
 from broker.policies import TenantPolicy
 from broker.queue import CancelResult, LeaseState
+from broker.reading_calls import Listing
 from broker.stats import QueueStats, WorkerStatus
 from config.settings import Queue as QueueSettings
 

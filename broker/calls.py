@@ -5,83 +5,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import orjson
 
 from broker import keys, scripts
+from broker.call import Call, nothing, number, script_call, truth
 from broker.errors import DuplicateJobError, JobNotFoundError, QueueFullError
-from broker.jobs import (
-    BANDS,
-    Band,
-    Claim,
-    Delta,
-    Event,
-    EventType,
-    Job,
-    JobError,
-    NewJob,
-    Outcome,
-    Status,
-)
+from broker.jobs import Claim, Delta, Job, JobError, NewJob, Outcome, Status
 from broker.policies import TenantPolicy
 from broker.queue import CancelResult, LeaseState
-from broker.scripts import Script
-from broker.stats import BandStats, QueueStats, TenantStats, WorkerStatus
-from broker.wire import Arg, decode_event, pairs
+from broker.reading_calls import ReadingCalls
+from broker.wire import Arg, pairs
 from config.settings import Queue as QueueSettings
 
-T = TypeVar("T")
-
-#: Leases given back, and ids of a tenant's index looked at, by one script call.
+#: Leases given back by one script call.
 RELEASE_BATCH = 500
-LIST_BATCH = 500
 #: Ids looked at by one sweep, about.
 SWEEP_BATCH = 200
-#: A worker that was silent for this long is dropped from the list of workers.
-_FORGET_WORKER_MS = 86_400_000
 
 _LEASE_STATES: tuple[LeaseState, ...] = ("ok", "lost", "cancel")
 _CANCEL_RESULTS: tuple[CancelResult, ...] = ("cancelled", "cancelling", "terminal")
 
 
-@dataclass(frozen=True, slots=True)
-class Call(Generic[T]):
-    """Commands sent in one go, and how their replies are read."""
-
-    commands: tuple[tuple[Arg, ...], ...]
-    #: Takes the replies and whether the commands were sent twice.
-    decode: Callable[[list[Any], bool], T]
-    #: The script that is the one command, if it is one.
-    script: Script | None = None
-    #: May be sent again when the connection broke before the answer came.
-    repeatable: bool = True
-
-    @property
-    def by_source(self) -> tuple[tuple[Arg, ...], ...]:
-        """The same with the script's source instead of its hash; also makes it known."""
-        assert self.script is not None
-        return (("EVAL", self.script.source, *self.commands[0][2:]),)
-
-
-def _script(
-    script: Script,
-    decode: Callable[[Any, bool], T],
-    keys_: Sequence[Arg],
-    *args: Arg,
-    repeatable: bool = True,
-) -> Call[T]:
-    return Call(
-        (("EVALSHA", script.sha, len(keys_), *keys_, *args),),
-        lambda replies, repeated: decode(replies[0], repeated),
-        script,
-        repeatable,
-    )
-
-
-class Calls:
+class Calls(ReadingCalls):
     """The calls under given settings; no I/O."""
 
     def __init__(self, settings: QueueSettings) -> None:
@@ -113,20 +61,11 @@ class Calls:
             fields += ("stream", 1)
         if job.request_id:
             fields += ("request_id", job.request_id)
-        return _script(
+        return script_call(
             scripts.ENQUEUE, decode, (keys.base(job.model),),
             job.id, job.tenant, job.band, job.cost, job.delay_ms,
             self._max_queued, self._max_total, *fields,
         )  # fmt: skip
-
-    def get(self, job_id: str, tenant: str | None) -> Call[Job]:
-        def decode(replies: list[Any], _: bool) -> Job:
-            raw = pairs(replies[0])
-            if not raw or (tenant is not None and raw[b"tenant"] != tenant.encode()):
-                raise JobNotFoundError(job_id)
-            return Job.from_hash(job_id, raw)
-
-        return Call((("HGETALL", keys.job(job_id)),), decode)
 
     def cancel(self, job_id: str, tenant: str | None) -> Call[CancelResult]:
         def decode(reply: int, _: bool) -> CancelResult:
@@ -134,26 +73,11 @@ class Calls:
                 raise JobNotFoundError(job_id)
             return _CANCEL_RESULTS[reply]
 
-        return _script(scripts.CANCEL, decode, (keys.job(job_id),), job_id, tenant or "")
-
-    def events(self, job_id: str, after: int) -> Call[tuple[list[Event], bool]]:
-        def decode(replies: list[Any], _: bool) -> tuple[list[Event], bool]:
-            if not replies[0]:
-                raise JobNotFoundError(job_id)
-            log = [decode_event(line) for line in replies[1]]
-            if not log or log[0].seq == 2:
-                log.insert(0, Event(seq=1, type=EventType.QUEUED, attempt=0))
-            return [event for event in log if event.seq > after], log[0].seq <= after + 1
-
-        commands = (("EXISTS", keys.job(job_id)), ("LRANGE", keys.events(job_id), 0, -1))
-        return Call(commands, decode)
-
-    def text(self, job_id: str) -> Call[str]:
-        return Call((("GET", keys.text(job_id)),), lambda replies, _: (replies[0] or b"").decode())
+        return script_call(scripts.CANCEL, decode, (keys.job(job_id),), job_id, tenant or "")
 
     # -- working side -----------------------------------------------------------------------------
     def claim(self, queue: str, owner: str, limit: int) -> Call[list[Claim]]:
-        return _script(
+        return script_call(
             scripts.CLAIM, lambda reply, _: self.decode_claims(queue, reply), (keys.base(queue),),
             owner, self._lease_ms, limit, self._weight, self._cap,
         )  # fmt: skip
@@ -174,14 +98,14 @@ class Calls:
             }
 
         flat = (part for lease in leases for part in lease)
-        return _script(scripts.RENEW, decode, (keys.base(queue),), owner, self._lease_ms, *flat)
+        return script_call(scripts.RENEW, decode, (keys.base(queue),), owner, self._lease_ms, *flat)
 
     def emit(self, queue: str, deltas: Sequence[Delta]) -> Call[list[str]]:
         flat: list[Arg] = []
         for delta in deltas:
             start = -1 if delta.start is None else delta.start
             flat += (delta.job_id, delta.attempt, start, delta.text.encode(errors="replace"))
-        return _script(
+        return script_call(
             scripts.EMIT, lambda reply, _: [raw.decode() for raw in reply], (keys.base(queue),),
             *flat, repeatable=all(delta.start is not None for delta in deltas),
         )  # fmt: skip
@@ -192,8 +116,8 @@ class Calls:
             fields += ("output", outcome.output)
         if outcome.error is not None:
             fields += ("error", orjson.dumps(outcome.error))
-        return _script(
-            scripts.COMPLETE, _truth, (keys.base(claim.queue),),
+        return script_call(
+            scripts.COMPLETE, truth, (keys.base(claim.queue),),
             claim.job.id, claim.attempt, outcome.status, outcome.usage.total_tokens,
             self._weight, self._cap, dead_code, *fields,
         )  # fmt: skip
@@ -204,86 +128,29 @@ class Calls:
         return self.complete(claim, outcome, dead_code=error_code)
 
     def requeue(self, claim: Claim, delay_ms: int, refund: bool) -> Call[bool]:
-        return _script(
-            scripts.REQUEUE, _truth, (keys.base(claim.queue),),
+        return script_call(
+            scripts.REQUEUE, truth, (keys.base(claim.queue),),
             claim.job.id, claim.attempt, delay_ms, int(refund), self._weight, self._cap,
         )  # fmt: skip
 
     def release_owner(self, queue: str, owner: str) -> Call[int]:
         """At most `RELEASE_BATCH` leases; to be called until fewer come back."""
-        return _script(
-            scripts.RELEASE_OWNER, _number, (keys.base(queue),), owner, RELEASE_BATCH, self._cap
+        return script_call(
+            scripts.RELEASE_OWNER, number, (keys.base(queue),), owner, RELEASE_BATCH, self._cap
         )
 
     def sweep(self, queue: str) -> Call[int]:
-        return _script(scripts.SWEEP, _number, (keys.base(queue),), self._cap, SWEEP_BATCH)
+        return script_call(scripts.SWEEP, number, (keys.base(queue),), self._cap, SWEEP_BATCH)
 
     # -- policy and readings ----------------------------------------------------------------------
     def set_policy(
         self, tenant: str, policy: TenantPolicy | None, queues: Sequence[str]
     ) -> Call[None]:
         values = (policy.weight, policy.max_in_flight, policy.max_queued) if policy else ()
-        return _script(
-            scripts.SET_POLICY, _nothing, [keys.base(queue) for queue in queues],
+        return script_call(
+            scripts.SET_POLICY, nothing, [keys.base(queue) for queue in queues],
             tenant, self._cap, *values,
         )  # fmt: skip
-
-    def stats(self, queue: str, top: int) -> Call[QueueStats]:
-        def decode(reply: Any, _: bool) -> QueueStats:
-            now, bands, delayed, in_flight, dead, tenants = reply
-            return QueueStats(
-                queue=queue,
-                bands=tuple(
-                    BandStats(
-                        band=band,
-                        depth=bands[2 * n],
-                        oldest_ms=max(now - bands[2 * n + 1], 0) if bands[2 * n] else 0,
-                    )
-                    for n, band in enumerate(BANDS)
-                ),
-                delayed=delayed,
-                in_flight=in_flight,
-                dead=dead,
-                top_tenants=tuple(
-                    TenantStats(
-                        tenant=tenants[k].decode(), queued=tenants[k + 1], in_flight=tenants[k + 2]
-                    )
-                    for k in range(0, len(tenants), 3)
-                ),
-            )
-
-        return _script(scripts.STATS, decode, (keys.base(queue),), top)
-
-    def heartbeat(self, status: WorkerStatus, ttl_s: float) -> Call[None]:
-        commands = (
-            ("SET", keys.worker(status.owner), orjson.dumps(status), "PX", int(ttl_s * 1000)),
-            ("ZADD", keys.WORKERS, status.seen_ms, status.owner),
-            ("ZREMRANGEBYSCORE", keys.WORKERS, "-inf", status.seen_ms - _FORGET_WORKER_MS),
-        )
-        return Call(commands, lambda replies, _: None)
-
-    def worker_names(self) -> Call[list[str]]:
-        return Call(
-            (("ZRANGE", keys.WORKERS, 0, -1),),
-            lambda replies, _: [raw.decode() for raw in replies[0]],
-        )
-
-    def workers(self, owners: Sequence[str]) -> Call[list[WorkerStatus]]:
-        """Of those that still live; `owners` must not be empty."""
-        return Call(
-            (("MGET", *map(keys.worker, owners)),),
-            lambda replies, _: [WorkerStatus(**orjson.loads(raw)) for raw in replies[0] if raw],
-        )
-
-    def forget_worker(self, owner: str) -> Call[None]:
-        commands = (("DEL", keys.worker(owner)), ("ZREM", keys.WORKERS, owner))
-        return Call(commands, lambda replies, _: None)
-
-    def queues(self) -> Call[list[str]]:
-        return Call(
-            (("SMEMBERS", keys.QUEUES),),
-            lambda replies, _: sorted(raw.decode() for raw in replies[0]),
-        )
 
     def ping(self) -> Call[None]:
         return Call((("PING",),), lambda replies, _: None)
@@ -291,51 +158,3 @@ class Calls:
     def load_scripts(self) -> Call[None]:
         commands = tuple(("SCRIPT", "LOAD", script.source) for script in scripts.ALL)
         return Call(commands, lambda replies, _: None)
-
-
-@dataclass(kw_only=True)
-class Listing:
-    """Reads a page of a tenant's jobs: `call` and `feed` in turn until `done`."""
-
-    tenant: str
-    status: Status | None
-    model: str | None
-    band: Band | None
-    created_after_ms: int
-    after: str | None
-    limit: int
-    newest_first: bool
-    done: bool = False
-    _jobs: list[Job] = field(default_factory=list)
-
-    def call(self) -> Call[list[Any]]:
-        return _script(
-            scripts.LIST_JOBS, lambda reply, _: list(reply), (keys.tenant_jobs(self.tenant),),
-            self.status or "", self.model or "", self.band or "", self.created_after_ms,
-            self.after or "", self.limit + 1 - len(self._jobs), LIST_BATCH, int(self.newest_first),
-        )  # fmt: skip
-
-    def feed(self, reply: list[Any]) -> None:
-        if not reply:
-            raise JobNotFoundError(self.after)
-        self.after = reply[0].decode()
-        self._jobs += (
-            Job.from_hash(reply[k].decode(), pairs(reply[k + 1])) for k in range(1, len(reply), 2)
-        )
-        self.done = not self.after or len(self._jobs) > self.limit
-
-    @property
-    def page(self) -> tuple[list[Job], bool]:
-        return self._jobs[: self.limit], len(self._jobs) > self.limit
-
-
-def _truth(reply: Any, _: bool) -> bool:
-    return bool(reply)
-
-
-def _number(reply: Any, _: bool) -> int:
-    return int(reply)
-
-
-def _nothing(_reply: Any, _: bool) -> None:
-    return None

@@ -10,11 +10,13 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from broker.async_queue import AsyncRedisQueue
-from broker.calls import RELEASE_BATCH, Call, Calls, Listing
+from broker.call import Call
+from broker.calls import RELEASE_BATCH, Calls
 from broker.connections import translate
 from broker.jobs import Band, Claim, Delta, Event, Job, NewJob, Outcome, Status
 from broker.policies import TenantPolicy
 from broker.queue import CancelResult, LeaseState
+from broker.reading_calls import Listing
 from broker.stats import QueueStats, WorkerStatus
 from broker.wire import Arg, pack
 from config.settings import Queue as QueueSettings

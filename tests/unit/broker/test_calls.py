@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
-from broker.calls import Call, Calls, Listing
+from broker.call import Call
+from broker.calls import Calls
 from broker.errors import DuplicateJobError, JobNotFoundError, QueueFullError
 from broker.jobs import Delta, Event, EventType, NewJob, Status
+from broker.reading_calls import Listing
 from broker.wire import decode_event, pack
 from config.settings import Queue
 
