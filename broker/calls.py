@@ -61,10 +61,12 @@ class Calls(ReadingCalls):
             fields += ("stream", 1)
         if job.request_id:
             fields += ("request_id", job.request_id)
+        if job.execution_timeout_ms:
+            fields += ("execution_timeout_ms", job.execution_timeout_ms)
         return script_call(
             scripts.ENQUEUE, decode, (keys.base(job.model),),
             job.id, job.tenant, job.band, job.cost, job.delay_ms,
-            self._max_queued, self._max_total, *fields,
+            self._max_queued, self._max_total, job.deadline_ms, *fields,
         )  # fmt: skip
 
     def cancel(self, job_id: str, tenant: str | None) -> Call[CancelResult]:

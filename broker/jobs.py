@@ -107,6 +107,10 @@ class NewJob:
     result_ttl_s: int = 86_400
     #: Earliest start, counted from the enqueue; 0 is at once.
     delay_ms: int = 0
+    #: A job that waits at this moment (Unix milliseconds) expires; 0 is never.
+    deadline_ms: int = 0
+    #: Longest one attempt may run; 0 is without a bound. Kept by the worker.
+    execution_timeout_ms: int = 0
     #: Joins log lines across processes.
     request_id: str = ""
 
@@ -140,6 +144,10 @@ class Job:
     output: bytes | None
     error: JobError | None
     usage: Usage
+    #: Moment until which it has to be started (Unix milliseconds); 0 is never.
+    deadline_ms: int = 0
+    #: Longest one attempt may run; 0 is without a bound.
+    execution_timeout_ms: int = 0
 
     @property
     def is_terminal(self) -> bool:
@@ -180,6 +188,8 @@ class Job:
             output=raw.get(b"output"),
             error=JobError(**orjson.loads(error)) if error else None,
             usage=Usage(**usage),
+            deadline_ms=number(b"deadline_ms"),
+            execution_timeout_ms=number(b"execution_timeout_ms"),
         )
 
 

@@ -48,9 +48,7 @@ class MemoryQueue(MemoryReadings):
             job = record.job
             queue = self._queues[job.model]
             if job.status is Status.QUEUED:
-                if queue.delayed.pop(job_id, None) is None:
-                    queue.take(job)
-                queue.waiting[job.tenant] -= 1
+                queue.unwait(job)
                 self._finish(record, Outcome(status=Status.CANCELLED))
                 return "cancelled"
             if job.status is Status.IN_PROGRESS:
@@ -64,6 +62,7 @@ class MemoryQueue(MemoryReadings):
             state = self._queues.setdefault(queue, ModelQueue())
             self._reclaim(state)
             self._promote(state)
+            self._expire(state)
             claims: list[Claim] = []
             while len(claims) < limit:
                 choice = state.fair.choose(
@@ -182,6 +181,7 @@ class MemoryQueue(MemoryReadings):
             state = self._queues.setdefault(queue, ModelQueue())
             healed = self._reclaim(state)
             self._promote(state)
+            self._expire(state)
             for tenant in list(state.parked):
                 state.unpark(tenant, self._policy(tenant).max_in_flight)
             return healed

@@ -69,6 +69,12 @@ class ModelQueue:
             del self.lists[job.band, job.tenant]
             self.fair.leave(job.band, job.tenant)
 
+    def unwait(self, job: Job) -> None:
+        """End the waiting of a job, in its list or delayed."""
+        if self.delayed.pop(job.id, None) is None:
+            self.take(job)
+        self.waiting[job.tenant] -= 1
+
     def park(self, tenant: str) -> None:
         self.parked.add(tenant)
         for band in BANDS:
@@ -107,5 +113,7 @@ def new_record(new: NewJob, now: int) -> Record:
         output=None,
         error=None,
         usage=Usage(),
+        deadline_ms=new.deadline_ms,
+        execution_timeout_ms=new.execution_timeout_ms,
     )
     return Record(job)

@@ -137,3 +137,14 @@ class MemoryStore:
             if due <= now:
                 del state.delayed[job_id]
                 state.put(self._records[job_id].job, now, head=False)
+
+    def _expire(self, state: ModelQueue) -> None:
+        """End waiting jobs whose deadline has passed."""
+        now = self._clock_ms()
+        waiting = [job_id for since in state.since.values() for job_id in since]
+        for record in [self._records[job_id] for job_id in (*waiting, *state.delayed)]:
+            if 0 < record.job.deadline_ms <= now:
+                state.unwait(record.job)
+                message = "The job was not started before its deadline."
+                error = JobError(code="deadline_exceeded", message=message)
+                self._finish(record, Outcome(status=Status.EXPIRED, error=error))

@@ -64,7 +64,8 @@ class JobQueue(Protocol):
     def claim(self, queue: str, owner: str, *, limit: int = 1) -> list[Claim]:
         """Lease up to `limit` jobs in fair order, after taking back expired leases and due delays.
 
-        A job whose attempts are used up is failed (`max_attempts`) and kept as a dead letter.
+        A job whose attempts are used up is failed (`max_attempts`) and kept as a dead letter; one
+        that waited beyond its deadline expires without being leased, wherever it stood.
         """
         ...
 
@@ -101,7 +102,10 @@ class JobQueue(Protocol):
         ...
 
     def sweep(self, queue: str) -> int:
-        """Requeue jobs found in no queue, lease or delay; heal the bell. Returns how many."""
+        """Do what a claim does before it leases; requeue jobs found nowhere; heal the bell.
+
+        Returns how many were put back.
+        """
         ...
 
     # -- policy and readings ----------------------------------------------------------------------

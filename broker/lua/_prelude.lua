@@ -16,6 +16,7 @@
 --   park           SET     tenants at their cap
 --   l, lo          ZSET, HASH  leases: id -> deadline (ms); id -> `attempt|charged tokens|owner`
 --   d, x           ZSET, SET   delayed: id -> due (ms); running jobs that shall be cancelled
+--   e              ZSET    waiting (queued or delayed) job id -> its deadline (ms), if it has one
 --   dead, bell     STREAM, LIST  dead letters; doorbell with at most one element
 -- and the list `<queue>`: one empty element per waiting job, for readers of LLEN.
 
@@ -170,7 +171,7 @@ end
 -- What the scripts need of a record, or nil.
 local function read_job(id)
   local raw = call('HMGET', 'fb:job:' .. id, 'status', 'tenant', 'band', 'model', 'cost', 'attempt',
-    'refunds', 'max_attempts', 'seq', 'result_ttl_s')
+    'refunds', 'max_attempts', 'seq', 'result_ttl_s', 'deadline_ms')
   if not raw[1] then
     return nil
   end
@@ -178,6 +179,7 @@ local function read_job(id)
     status = raw[1], tenant = raw[2], band = raw[3], model = raw[4],
     cost = tonumber(raw[5]), attempt = tonumber(raw[6] or 0), refunds = tonumber(raw[7] or 0),
     max_attempts = tonumber(raw[8]), seq = tonumber(raw[9]), ttl = tonumber(raw[10]),
+    deadline = raw[11] or nil,
   }
 end
 
@@ -207,6 +209,24 @@ local function unqueue(base, id, job)
   if call('EXISTS', base .. 'q:' .. job.band .. ':' .. job.tenant) == 0 then
     leave(base, job.band, job.tenant)
   end
+end
+
+-- A job that waits again has its deadline before it again.
+local function watch(base, id, job)
+  if job.deadline then
+    call('ZADD', base .. 'e', job.deadline, id)
+  end
+end
+
+-- Ends the waiting of a job, in its list or delayed.
+local function unwait(base, id, job)
+  if call('ZREM', base .. 'd', id) == 0 then
+    unqueue(base, id, job)
+  end
+  if job.deadline then
+    call('ZREM', base .. 'e', id)
+  end
+  count_down(base .. 'n', job.tenant)
 end
 
 -- Makes a job terminal, once it is out of queue, delay and lease. `fields` are further fields and
@@ -251,12 +271,19 @@ local function give_back(base, id, job, charged, now, delay_ms, refund, weight, 
     call('HSET', 'fb:job:' .. id, 'status', 'queued', 'seq', job.seq + 1,
       'refunds', job.refunds)
     log_event(id, job.seq + 1, 'requeued', job.attempt)
+    watch(base, id, job)
     if delay_ms > 0 then
       call('ZADD', base .. 'd', now + delay_ms, id)
     else
       put(base, 'LPUSH', id, job.band, job.tenant, now)
     end
   end
+end
+
+-- Ends a job that waited beyond its deadline.
+local function overdue(base, id, job, now)
+  finish(base, id, job, 'expired', now, {'error',
+    '{"code":"deadline_exceeded","message":"The job was not started before its deadline."}'})
 end
 
 -- Drops a job whose record was deleted from outside.
@@ -269,6 +296,7 @@ local function forget(base, id)
       count_down(base .. 'n', tenant)
     end
     call('HDEL', base .. 'j', id)
+    call('ZREM', base .. 'e', id)
     count_out(base, tenant)
   else
     call('ZREM', base .. 'l', id)
@@ -300,6 +328,21 @@ local function promote(base, now, limit)
       put(base, 'RPUSH', id, job.band, job.tenant, now)
     else
       forget(base, id)
+    end
+  end
+end
+
+-- Ends waiting jobs whose deadline has passed; at most `limit`.
+local function expire(base, now, limit)
+  local ids = call('ZRANGEBYSCORE', base .. 'e', '-inf', now, 'LIMIT', 0, limit)
+  for _, id in ipairs(ids) do
+    local job = read_job(id)
+    if job then
+      unwait(base, id, job)
+      overdue(base, id, job, now)
+    else
+      -- Its place in the list is cleared when its turn comes.
+      call('ZREM', base .. 'e', id)
     end
   end
 end

@@ -11,10 +11,7 @@ if not job or (ARGV[2] ~= '' and ARGV[2] ~= job.tenant) then
 end
 local base = base_of(job.model)
 if job.status == 'queued' then
-  if call('ZREM', base .. 'd', id) == 0 then
-    unqueue(base, id, job)
-  end
-  count_down(base .. 'n', job.tenant)
+  unwait(base, id, job)
   finish(base, id, job, 'cancelled', now_ms(), {})
   return 0
 elseif job.status == 'in_progress' then

@@ -3,20 +3,21 @@
 -- KEYS[1] base `fb:{<queue>}:`
 -- ARGV[1] job id  [2] tenant  [3] band  [4] cost (tokens)  [5] delay (ms)
 -- ARGV[6] default bound of the tenant's waiting jobs  [7] bound of the queue's waiting jobs
--- ARGV[8…] further fields and values of the record
+-- ARGV[8] deadline (ms since 1970), or 0
+-- ARGV[9…] further fields and values of the record
 -- Returns {0, position in the tenant's list} | {1, position}: this id exists | {2, bound}: the
 -- tenant's bound | {3, bound}: the queue's bound.
 -- The event `job.queued` (seq 1) isn't written: it is told by the record alone.
 
 local base, id, tenant, band = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
-local cost, delay = tonumber(ARGV[4]), tonumber(ARGV[5])
+local cost, delay, deadline = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[8])
 local record = 'fb:job:' .. id
 local list = base .. 'q:' .. band .. ':' .. tenant
 -- Ids in a tenant's index are dropped after 8 days, or when their record is gone.
 local RETENTION_MS = 691200000
 
-if not (SHARE[band] and cost and cost >= 1 and delay and delay >= 0) then
-  return redis.error_reply('ERR bad band, cost or delay')
+if not (SHARE[band] and cost and cost >= 1 and delay and delay >= 0 and deadline) then
+  return redis.error_reply('ERR bad band, cost, delay or deadline')
 end
 if call('EXISTS', record) == 1 then
   return {1, math.max(call('LLEN', list) - 1, 0)}
@@ -32,7 +33,7 @@ end
 
 local now = now_ms()
 call('HSET', record, 'status', 'queued', 'tenant', tenant, 'band', band, 'cost', ARGV[4],
-  'created_ms', now, 'seq', 1, unpack(ARGV, 8))
+  'created_ms', now, 'seq', 1, unpack(ARGV, 9))
 if known == 0 then
   call('SADD', 'fb:queues', mirror_of(base))
 end
@@ -55,6 +56,10 @@ if now % 8 == 0 then
   call('PEXPIRE', index, RETENTION_MS)
 end
 
+if deadline > 0 then
+  call('HSET', record, 'deadline_ms', ARGV[8])
+  call('ZADD', base .. 'e', ARGV[8], id)
+end
 if delay > 0 then
   call('ZADD', base .. 'd', now + delay, id)
   return {0, call('LLEN', list)}

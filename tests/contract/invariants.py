@@ -45,6 +45,9 @@ def check(client: redis.Redis, queue: str) -> None:
                 _, job_band, owner = jobs[job_id].split("|", 2)
                 assert (job_band, owner) == (band, tenant)
 
+    bounded = _names(client.zrange(base + "e", 0, -1))
+    assert bounded <= queued | delayed
+
     assert not queued & leases
     assert not queued & delayed
     assert not leases & delayed
@@ -82,6 +85,7 @@ def check(client: redis.Redis, queue: str) -> None:
             assert (status is Status.QUEUED) == (job_id in queued | delayed)
             assert (status is Status.CANCELLING) == (job_id in cancel)
             assert (status in TERMINAL) == (job_id not in jobs)
+            assert (job_id in bounded) == (status is Status.QUEUED and b"deadline_ms" in raw)
             _check_log(status, int(raw[b"seq"]), log)
             for lifetime in lifetimes:
                 absent = lifetime == -2

@@ -22,6 +22,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from broker import keys
 from broker.errors import QueueFullError
 from broker.jobs import BANDS, Claim, Delta, NewJob, Outcome, Status, Usage
 from broker.memory import MemoryQueue
@@ -40,6 +41,8 @@ JOBS = st.fixed_dictionaries(
         "cost": st.integers(1, 2_000),
         "delay_ms": st.sampled_from([0, 0, 0, 5_000]),
         "max_attempts": st.integers(1, 3),
+        #: From now on; 0 is without one.
+        "deadline_ms": st.sampled_from([0, 0, 2_000, 8_000]),
     }
 )
 SETTINGS = queue_settings(default_max_queued=8, max_queued_total=20, default_max_in_flight=3)
@@ -83,6 +86,11 @@ class Twins(RuleBasedStateMachine):
             self.client.zadd(BASE + "l", {job_id: lease.deadline_ms + offset})
         for job_id, due in state.delayed.items():
             self.client.zadd(BASE + "d", {job_id: due + offset})
+        for job_id in self.ids:
+            deadline = self.memory.get(job_id).deadline_ms
+            if deadline:
+                self.client.hset(keys.job(job_id), "deadline_ms", deadline + offset)
+                self.client.zadd(BASE + "e", {job_id: deadline + offset}, xx=True)
 
     @initialize(jobs=st.lists(JOBS, min_size=5, max_size=12))
     def begin(self, jobs: list[dict[str, Any]]) -> None:
@@ -94,7 +102,8 @@ class Twins(RuleBasedStateMachine):
 
     def enqueue(self, jobs: list[dict[str, Any]]) -> None:
         for fields in jobs:
-            job = new_job(**fields)
+            deadline = fields["deadline_ms"]
+            job = new_job(**{**fields, "deadline_ms": deadline and self.clock.now + deadline})
             if isinstance(self.both(partial(_enqueue, job)), int):
                 self.ids.append(job.id)
 
