@@ -13,7 +13,7 @@ from broker.call import Call
 from broker.calls import RELEASE_BATCH, Calls
 from broker.connections import translate
 from broker.exchange import Exchange
-from broker.jobs import Band, Claim, Delta, Event, Job, NewJob, Outcome, Status
+from broker.jobs import Accepted, Band, Claim, Delta, Event, Job, NewJob, Outcome, Status
 from broker.policies import TenantPolicy
 from broker.queue import CancelResult, LeaseState
 from broker.reading_calls import Listing
@@ -50,7 +50,7 @@ class AsyncRedisQueue:
                 return call.decode(replies, repeated)
 
     # -- submitting side --------------------------------------------------------------------------
-    async def enqueue(self, job: NewJob) -> int:
+    async def enqueue(self, job: NewJob) -> Accepted:
         return await self._run(self._calls.enqueue(job))
 
     async def get(self, job_id: str, *, tenant: str | None = None) -> Job:

@@ -12,8 +12,14 @@ import orjson
 
 from broker import keys, scripts
 from broker.call import Call, nothing, number, script_call, truth
-from broker.errors import DuplicateJobError, JobNotFoundError, QueueFullError
-from broker.jobs import Claim, Delta, Job, JobError, NewJob, Outcome, Status
+from broker.errors import (
+    DuplicateJobError,
+    IdempotencyConflictError,
+    JobNotFoundError,
+    QueueFullError,
+)
+from broker.idempotency import LIFETIME_MS, digests
+from broker.jobs import Accepted, Claim, Delta, Job, JobError, NewJob, Outcome, Status
 from broker.policies import TenantPolicy
 from broker.queue import CancelResult, LeaseState
 from broker.reading_calls import ReadingCalls
@@ -40,13 +46,18 @@ class Calls(ReadingCalls):
         self._max_queued = settings.default_max_queued
 
     # -- submitting side --------------------------------------------------------------------------
-    def enqueue(self, job: NewJob) -> Call[int]:
-        def decode(reply: Any, repeated: bool) -> int:
-            code, value = reply
+    def enqueue(self, job: NewJob) -> Call[Accepted]:
+        def decode(reply: Any, repeated: bool) -> Accepted:
+            code, value = reply[:2]
             if code == 0 or (code == 1 and repeated):
-                return int(value)
+                return Accepted(job_id=job.id, position=int(value))
             if code == 1:
                 raise DuplicateJobError(job.id)
+            if code == 4:
+                first = reply[2].decode()
+                return Accepted(job_id=first, position=int(value), replayed=first != job.id)
+            if code == 5:
+                raise IdempotencyConflictError(value.decode())
             raise QueueFullError("tenant" if code == 2 else "model", int(value))
 
         fields: list[Arg] = [
@@ -63,10 +74,12 @@ class Calls(ReadingCalls):
             fields += ("request_id", job.request_id)
         if job.execution_timeout_ms:
             fields += ("execution_timeout_ms", job.execution_timeout_ms)
+        name, request = digests(job)
         return script_call(
             scripts.ENQUEUE, decode, (keys.base(job.model),),
             job.id, job.tenant, job.band, job.cost, job.delay_ms,
-            self._max_queued, self._max_total, job.deadline_ms, *fields,
+            self._max_queued, self._max_total, job.deadline_ms,
+            name and keys.idempotency(job.tenant, name), request, LIFETIME_MS, *fields,
         )  # fmt: skip
 
     def cancel(self, job_id: str, tenant: str | None) -> Call[CancelResult]:

@@ -25,6 +25,15 @@ class DuplicateJobError(BrokerError):
     """A job with this id exists already; nothing was written."""
 
 
+class IdempotencyConflictError(BrokerError):
+    """The idempotency key was used for another request; nothing was written."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"the idempotency key belongs to {job_id}")
+        #: The job of the first request.
+        self.job_id = job_id
+
+
 class JobNotFoundError(BrokerError):
     """No such job, or it belongs to another tenant, or its result has expired."""
 

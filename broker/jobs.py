@@ -113,6 +113,23 @@ class NewJob:
     execution_timeout_ms: int = 0
     #: Joins log lines across processes.
     request_id: str = ""
+    #: The tenant's own name for this request: for 24 hours the same name finds the same job.
+    idempotency_key: str = ""
+    #: What a request must have in common with the first one of its key; empty: its endpoint, model,
+    #: band and body.
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Accepted:
+    """Answer to an enqueue."""
+
+    #: Id of the job; with `replayed` that of the first request.
+    job_id: str
+    #: Jobs of the tenant that wait before it in its band.
+    position: int
+    #: The idempotency key had been used for the same request before; nothing was written.
+    replayed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from broker.errors import DuplicateJobError, QueueFullError
+from broker.errors import DuplicateJobError, IdempotencyConflictError, QueueFullError
 from broker.fairness import LEAST_TOKENS
-from broker.jobs import Claim, Delta, EventType, Job, JobError, NewJob, Outcome, Status
+from broker.idempotency import LIFETIME_MS, digests
+from broker.jobs import Accepted, Claim, Delta, EventType, Job, JobError, NewJob, Outcome, Status
 from broker.memory_async import AsyncMemoryQueue
 from broker.memory_readings import MemoryReadings
-from broker.memory_state import Lease, ModelQueue, new_record
+from broker.memory_state import Lease, ModelQueue, Named, new_record
 from broker.policies import TenantPolicy
 from broker.queue import CancelResult, LeaseState
 
@@ -23,9 +24,21 @@ class MemoryQueue(MemoryReadings):
     """`JobQueue` without Redis; thread-safe."""
 
     # -- submitting side --------------------------------------------------------------------------
-    def enqueue(self, job: NewJob) -> int:
+    def enqueue(self, job: NewJob) -> Accepted:
         with self._lock:
             queue = self._queues.setdefault(job.model, ModelQueue())
+            position = len(queue.lists.get((job.band, job.tenant), ()))
+            name, request = digests(job)
+            known = self._named.get((job.tenant, name))
+            if name and known and known.expires_ms > self._clock_ms():
+                if known.request != request:
+                    raise IdempotencyConflictError(known.job_id)
+                mine = known.job_id == job.id
+                return Accepted(
+                    job_id=known.job_id,
+                    position=max(position - 1, 0) if mine else 0,
+                    replayed=not mine,
+                )
             if self._find(job.id):
                 raise DuplicateJobError(job.id)
             bound = self._policy(job.tenant).max_queued
@@ -36,11 +49,14 @@ class MemoryQueue(MemoryReadings):
             now = self._clock_ms()
             record = new_record(job, now)
             self._records[job.id] = record
+            if name:
+                self._named[job.tenant, name] = Named(request, job.id, now + LIFETIME_MS)
             queue.waiting[job.tenant] += 1
             if job.delay_ms > 0:
                 queue.delayed[job.id] = now + job.delay_ms
-                return len(queue.lists.get((job.band, job.tenant), ()))
-            return queue.put(record.job, now, head=False) - 1
+            else:
+                queue.put(record.job, now, head=False)
+            return Accepted(job_id=job.id, position=position)
 
     def cancel(self, job_id: str, *, tenant: str | None = None) -> CancelResult:
         with self._lock:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from broker.jobs import Band, Claim, Delta, Event, Job, NewJob, Outcome, Status
+from broker.jobs import Accepted, Band, Claim, Delta, Event, Job, NewJob, Outcome, Status
 from broker.policies import TenantPolicy
 from broker.queue import CancelResult, LeaseState
 from broker.stats import QueueStats, WorkerStatus
@@ -20,7 +20,7 @@ class AsyncMemoryQueue:
     def __init__(self, memory: MemoryQueue) -> None:
         self._memory = memory
 
-    async def enqueue(self, job: NewJob) -> int:
+    async def enqueue(self, job: NewJob) -> Accepted:
         return self._memory.enqueue(job)
 
     async def get(self, job_id: str, *, tenant: str | None = None) -> Job:

@@ -24,6 +24,15 @@ class Record:
     expires_ms: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Named:
+    """What an idempotency key stands for."""
+
+    request: str
+    job_id: str
+    expires_ms: int
+
+
 @dataclass(slots=True)
 class Lease:
     attempt: int

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from broker.errors import JobNotFoundError
 from broker.jobs import Band, Event, EventType, Job, JobError, Outcome, Status
-from broker.memory_state import Lease, ModelQueue, Record
+from broker.memory_state import Lease, ModelQueue, Named, Record
 from broker.policies import TenantPolicy
 from broker.stats import WorkerStatus
 from config.settings import Queue as QueueSettings
@@ -34,6 +34,7 @@ class MemoryStore:
         self._records: dict[str, Record] = {}
         self._queues: dict[str, ModelQueue] = {}
         self._policies: dict[str, TenantPolicy] = {}
+        self._named: dict[tuple[str, str], Named] = {}
         self._workers: dict[str, tuple[WorkerStatus, int]] = {}
         self._listeners: list[Callable[[str, Event], None]] = []
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
-from broker.jobs import Band, Claim, Delta, Event, Job, NewJob, Outcome, Status
+from broker.jobs import Accepted, Band, Claim, Delta, Event, Job, NewJob, Outcome, Status
 from broker.policies import TenantPolicy
 from broker.stats import QueueStats, WorkerStatus
 
@@ -22,10 +22,13 @@ class JobQueue(Protocol):
     """
 
     # -- submitting side --------------------------------------------------------------------------
-    def enqueue(self, job: NewJob) -> int:
-        """Put a job in and return how many of the tenant's jobs wait before it in its band.
+    def enqueue(self, job: NewJob) -> Accepted:
+        """Put a job in, or find the one that its idempotency key stands for.
 
-        Raises `QueueFullError` or `DuplicateJobError`; then nothing was written.
+        The key is kept in the same step: whoever lost the answer asks again with the same key, and
+        gets the job if there is one. A job that was replayed may have ended and even expired.
+        Raises `QueueFullError`, `DuplicateJobError` or `IdempotencyConflictError`; then nothing
+        was written.
         """
         ...
 

@@ -13,7 +13,7 @@ from broker.async_queue import AsyncRedisQueue
 from broker.call import Call
 from broker.calls import RELEASE_BATCH, Calls
 from broker.connections import translate
-from broker.jobs import Band, Claim, Delta, Event, Job, NewJob, Outcome, Status
+from broker.jobs import Accepted, Band, Claim, Delta, Event, Job, NewJob, Outcome, Status
 from broker.policies import TenantPolicy
 from broker.queue import CancelResult, LeaseState
 from broker.reading_calls import Listing
@@ -76,7 +76,7 @@ class RedisQueue:
         return replies
 
     # -- submitting side --------------------------------------------------------------------------
-    def enqueue(self, job: NewJob) -> int:
+    def enqueue(self, job: NewJob) -> Accepted:
         return self._run(self._calls.enqueue(job))
 
     def get(self, job_id: str, *, tenant: str | None = None) -> Job:

@@ -4,9 +4,11 @@
 -- ARGV[1] job id  [2] tenant  [3] band  [4] cost (tokens)  [5] delay (ms)
 -- ARGV[6] default bound of the tenant's waiting jobs  [7] bound of the queue's waiting jobs
 -- ARGV[8] deadline (ms since 1970), or 0
--- ARGV[9…] further fields and values of the record
+-- ARGV[9] key of the idempotency entry, or empty  [10] digest of the request  [11] life of the entry
+-- ARGV[12…] further fields and values of the record
 -- Returns {0, position in the tenant's list} | {1, position}: this id exists | {2, bound}: the
--- tenant's bound | {3, bound}: the queue's bound.
+-- tenant's bound | {3, bound}: the queue's bound | {4, position, id}: accepted before, as this id |
+-- {5, id}: the idempotency key belongs to another request.
 -- The event `job.queued` (seq 1) isn't written: it is told by the record alone.
 
 local base, id, tenant, band = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
@@ -18,6 +20,16 @@ local RETENTION_MS = 691200000
 
 if not (SHARE[band] and cost and cost >= 1 and delay and delay >= 0 and deadline) then
   return redis.error_reply('ERR bad band, cost, delay or deadline')
+end
+if ARGV[9] ~= '' then
+  local known = call('GET', ARGV[9])
+  if known then
+    local request, first = string.match(known, '^(%x+)|(.*)$')
+    if request ~= ARGV[10] then
+      return {5, first}
+    end
+    return {4, first == id and math.max(call('LLEN', list) - 1, 0) or 0, first}
+  end
 end
 if call('EXISTS', record) == 1 then
   return {1, math.max(call('LLEN', list) - 1, 0)}
@@ -33,7 +45,10 @@ end
 
 local now = now_ms()
 call('HSET', record, 'status', 'queued', 'tenant', tenant, 'band', band, 'cost', ARGV[4],
-  'created_ms', now, 'seq', 1, unpack(ARGV, 9))
+  'created_ms', now, 'seq', 1, unpack(ARGV, 12))
+if ARGV[9] ~= '' then
+  call('SET', ARGV[9], ARGV[10] .. '|' .. id, 'PX', ARGV[11])
+end
 if known == 0 then
   call('SADD', 'fb:queues', mirror_of(base))
 end

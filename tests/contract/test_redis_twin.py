@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 
 from broker import keys
 from broker.errors import QueueFullError
-from broker.jobs import BANDS, Claim, Delta, NewJob, Outcome, Status, Usage
+from broker.jobs import BANDS, Accepted, Claim, Delta, NewJob, Outcome, Status, Usage
 from broker.memory import MemoryQueue
 from broker.policies import TenantPolicy
 from broker.queue import JobQueue
@@ -104,7 +104,7 @@ class Twins(RuleBasedStateMachine):
         for fields in jobs:
             deadline = fields["deadline_ms"]
             job = new_job(**{**fields, "deadline_ms": deadline and self.clock.now + deadline})
-            if isinstance(self.both(partial(_enqueue, job)), int):
+            if isinstance(self.both(partial(_enqueue, job)), Accepted):
                 self.ids.append(job.id)
 
     @rule(limit=st.integers(1, 4), owner=st.sampled_from(["w1", "w2"]))
@@ -224,7 +224,7 @@ class Twins(RuleBasedStateMachine):
         super().teardown()
 
 
-def _enqueue(job: NewJob, queue: JobQueue) -> int:
+def _enqueue(job: NewJob, queue: JobQueue) -> Accepted:
     return queue.enqueue(job)
 
 

@@ -8,7 +8,12 @@ import pytest
 
 from broker.call import Call
 from broker.calls import Calls
-from broker.errors import DuplicateJobError, JobNotFoundError, QueueFullError
+from broker.errors import (
+    DuplicateJobError,
+    IdempotencyConflictError,
+    JobNotFoundError,
+    QueueFullError,
+)
 from broker.jobs import Delta, Event, EventType, NewJob, Status
 from broker.reading_calls import Listing
 from broker.wire import decode_event, pack
@@ -38,10 +43,14 @@ def test_an_enum_is_sent_as_its_value() -> None:
 
 def test_answers_to_an_enqueue() -> None:
     call = CALLS.enqueue(_new())
-    assert _answer(call, [0, 3]) == 3
+    assert _answer(call, [0, 3]).position == 3
     with pytest.raises(DuplicateJobError):
         _answer(call, [1, 3])
-    assert _answer(call, [1, 3], repeated=True) == 3
+    assert _answer(call, [1, 3], repeated=True).position == 3
+    replay = _answer(call, [4, 0, b"job_first"])
+    assert (replay.job_id, replay.replayed) == ("job_first", True)
+    with pytest.raises(IdempotencyConflictError, match="job_first"):
+        _answer(call, [5, b"job_first"])
     for code, scope in ((2, "tenant"), (3, "model")):
         with pytest.raises(QueueFullError, match=f"{scope} queue is full \\(9 jobs\\)"):
             _answer(call, [code, 9])
