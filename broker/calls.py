@@ -13,9 +13,11 @@ import orjson
 from broker import keys, scripts
 from broker.call import Call, nothing, number, script_call, truth
 from broker.errors import (
+    BrokerError,
     DuplicateJobError,
     IdempotencyConflictError,
     JobNotFoundError,
+    NotRetryableError,
     QueueFullError,
 )
 from broker.idempotency import LIFETIME_MS, digests
@@ -28,6 +30,9 @@ from config.settings import Queue as QueueSettings
 
 #: Leases given back by one script call.
 RELEASE_BATCH = 500
+#: Jobs cancelled, and put in again, by one script call.
+CANCEL_BATCH = 500
+REPLAY_BATCH = 100
 #: Ids looked at by one sweep, about.
 SWEEP_BATCH = 200
 
@@ -58,7 +63,7 @@ class Calls(ReadingCalls):
                 return Accepted(job_id=first, position=int(value), replayed=first != job.id)
             if code == 5:
                 raise IdempotencyConflictError(value.decode())
-            raise QueueFullError("tenant" if code == 2 else "model", int(value))
+            raise _refusal(reply)
 
         fields: list[Arg] = [
             "model", job.model, "endpoint", job.endpoint, "body", job.body,
@@ -82,13 +87,53 @@ class Calls(ReadingCalls):
             name and keys.idempotency(job.tenant, name), request, LIFETIME_MS, *fields,
         )  # fmt: skip
 
-    def cancel(self, job_id: str, tenant: str | None) -> Call[CancelResult]:
-        def decode(reply: int, _: bool) -> CancelResult:
-            if reply < 0:
-                raise JobNotFoundError(job_id)
-            return _CANCEL_RESULTS[reply]
+    def cancel(self, job_ids: Sequence[str], tenant: str | None) -> Call[dict[str, CancelResult]]:
+        """At most `CANCEL_BATCH` jobs."""
 
-        return script_call(scripts.CANCEL, decode, (keys.job(job_id),), job_id, tenant or "")
+        def decode(reply: list[int], _: bool) -> dict[str, CancelResult]:
+            return {
+                job_id: _CANCEL_RESULTS[code]
+                for job_id, code in zip(job_ids, reply, strict=True)
+                if code >= 0
+            }
+
+        return script_call(scripts.CANCEL, decode, (), tenant or "", *job_ids)
+
+    def retry(self, job_id: str, tenant: str | None, deadline_ms: int) -> Call[Accepted]:
+        def decode(reply: Any, repeated: bool) -> Accepted:
+            code = reply[0]
+            if code == -1:
+                raise JobNotFoundError(job_id)
+            if code == 1:
+                status = Status(reply[1].decode())
+                # A repeat finds what the first call, whose answer was lost, has done.
+                if not repeated or status in (Status.COMPLETED, Status.CANCELLED):
+                    raise NotRetryableError(job_id, status)
+            elif code:
+                raise _refusal(reply)
+            return Accepted(job_id=job_id, position=reply[1] if code == 0 else 0)
+
+        return script_call(
+            scripts.RETRY, decode, (keys.job(job_id),),
+            job_id, tenant or "", deadline_ms, self._max_queued, self._max_total,
+        )  # fmt: skip
+
+    # -- dead letters -----------------------------------------------------------------------------
+    def replay_dead(
+        self, queue: str, tenant: str | None, job_id: str | None, limit: int
+    ) -> Call[list[str]]:
+        """At most `REPLAY_BATCH` jobs."""
+        return script_call(
+            scripts.REPLAY_DEAD, lambda reply, _: [raw.decode() for raw in reply],
+            (keys.base(queue),),
+            tenant or "", job_id or "", limit, self._max_queued, self._max_total,
+            repeatable=False,
+        )  # fmt: skip
+
+    def purge_dead(self, queue: str, tenant: str | None, job_id: str | None) -> Call[int]:
+        return script_call(
+            scripts.PURGE_DEAD, number, (keys.base(queue),), tenant or "", job_id or ""
+        )
 
     # -- working side -----------------------------------------------------------------------------
     def claim(self, queue: str, owner: str, limit: int) -> Call[list[Claim]]:
@@ -173,3 +218,9 @@ class Calls(ReadingCalls):
     def load_scripts(self) -> Call[None]:
         commands = tuple(("SCRIPT", "LOAD", script.source) for script in scripts.ALL)
         return Call(commands, lambda replies, _: None)
+
+
+def _refusal(reply: Any) -> BrokerError:
+    """The error for what `refusal` in the prelude returns."""
+    code, value = reply[:2]
+    return QueueFullError("tenant" if code == 2 else "model", int(value))

@@ -34,6 +34,15 @@ class IdempotencyConflictError(BrokerError):
         self.job_id = job_id
 
 
+class NotRetryableError(BrokerError):
+    """The job is neither failed nor expired."""
+
+    def __init__(self, job_id: str, status: str) -> None:
+        super().__init__(f"{job_id} is {status}")
+        self.job_id = job_id
+        self.status = status
+
+
 class JobNotFoundError(BrokerError):
     """No such job, or it belongs to another tenant, or its result has expired."""
 

@@ -165,6 +165,8 @@ class Job:
     deadline_ms: int = 0
     #: Longest one attempt may run; 0 is without a bound.
     execution_timeout_ms: int = 0
+    #: Attempts that don't count towards `max_attempts`: handed back, or before a retry.
+    refunds: int = 0
 
     @property
     def is_terminal(self) -> bool:
@@ -207,6 +209,7 @@ class Job:
             usage=Usage(**usage),
             deadline_ms=number(b"deadline_ms"),
             execution_timeout_ms=number(b"execution_timeout_ms"),
+            refunds=number(b"refunds"),
         )
 
 

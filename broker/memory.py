@@ -6,8 +6,15 @@ One process, one lock; state is lost with the object. `fairness.py` makes the ch
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
-from broker.errors import DuplicateJobError, IdempotencyConflictError, QueueFullError
+from broker.errors import (
+    DuplicateJobError,
+    IdempotencyConflictError,
+    JobNotFoundError,
+    NotRetryableError,
+    QueueFullError,
+)
 from broker.fairness import LEAST_TOKENS
 from broker.idempotency import LIFETIME_MS, digests
 from broker.jobs import Accepted, Claim, Delta, EventType, Job, JobError, NewJob, Outcome, Status
@@ -41,11 +48,7 @@ class MemoryQueue(MemoryReadings):
                 )
             if self._find(job.id):
                 raise DuplicateJobError(job.id)
-            bound = self._policy(job.tenant).max_queued
-            if queue.waiting[job.tenant] >= bound:
-                raise QueueFullError("tenant", bound)
-            if sum(queue.waiting.values()) >= self._settings.max_queued_total:
-                raise QueueFullError("model", self._settings.max_queued_total)
+            self._check_room(job.model, job.tenant)
             now = self._clock_ms()
             record = new_record(job, now)
             self._records[job.id] = record
@@ -71,6 +74,56 @@ class MemoryQueue(MemoryReadings):
                 queue.leases[job_id].cancel = True
                 self._advance(record, EventType.CANCELLING, status=Status.CANCELLING)
             return "terminal" if job.is_terminal else "cancelling"
+
+    def cancel_many(
+        self, job_ids: Sequence[str], *, tenant: str | None = None
+    ) -> dict[str, CancelResult]:
+        with self._lock:
+            results: dict[str, CancelResult] = {}
+            for job_id in job_ids:
+                with suppress(JobNotFoundError):
+                    results[job_id] = self.cancel(job_id, tenant=tenant)
+            return results
+
+    def retry(self, job_id: str, *, tenant: str | None = None, deadline_ms: int = 0) -> Accepted:
+        with self._lock:
+            record = self._owned(job_id, tenant)
+            if record.job.status not in (Status.FAILED, Status.EXPIRED):
+                raise NotRetryableError(job_id, record.job.status)
+            self._check_room(record.job.model, record.job.tenant)
+            return Accepted(job_id=job_id, position=self._revive(record, deadline_ms))
+
+    # -- dead letters -----------------------------------------------------------------------------
+    def replay_dead(
+        self,
+        queue: str,
+        *,
+        tenant: str | None = None,
+        job_id: str | None = None,
+        limit: int = 1_000,
+    ) -> list[str]:
+        with self._lock:
+            replayed: list[str] = []
+            for letter in self._letters(queue, tenant, job_id):
+                record = self._find(letter.job_id)
+                if record is None or len(replayed) >= limit:
+                    continue
+                try:
+                    self._check_room(queue, record.job.tenant)
+                except QueueFullError:
+                    break
+                self._revive(record, 0)
+                replayed.append(letter.job_id)
+            return replayed
+
+    def purge_dead(
+        self, queue: str, *, tenant: str | None = None, job_id: str | None = None
+    ) -> int:
+        with self._lock:
+            letters = self._letters(queue, tenant, job_id)
+            for letter in letters:
+                self._queues[queue].dead.remove(letter)
+            return len(letters)
 
     # -- working side -----------------------------------------------------------------------------
     def claim(self, queue: str, owner: str, *, limit: int = 1) -> list[Claim]:
@@ -171,7 +224,8 @@ class MemoryQueue(MemoryReadings):
             record.ended = claim.attempt
             self._finish(record, outcome)
             if dead:
-                state.dead.append(job.id)
+                code = outcome.error.code if outcome.error else ""
+                state.bury(job, code, self._clock_ms())
             return True
 
     def requeue(self, claim: Claim, *, delay_ms: int = 0, refund: bool = False) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from broker.jobs import Accepted, Band, Claim, Delta, Event, Job, NewJob, Outcome, Status
 from broker.policies import TenantPolicy
 from broker.queue import CancelResult, LeaseState
-from broker.stats import QueueStats, WorkerStatus
+from broker.stats import DeadLetter, QueueStats, WorkerStatus
 
 if TYPE_CHECKING:
     from broker.memory import MemoryQueue
@@ -52,6 +52,16 @@ class AsyncMemoryQueue:
     async def cancel(self, job_id: str, *, tenant: str | None = None) -> CancelResult:
         return self._memory.cancel(job_id, tenant=tenant)
 
+    async def cancel_many(
+        self, job_ids: Sequence[str], *, tenant: str | None = None
+    ) -> dict[str, CancelResult]:
+        return self._memory.cancel_many(job_ids, tenant=tenant)
+
+    async def retry(
+        self, job_id: str, *, tenant: str | None = None, deadline_ms: int = 0
+    ) -> Accepted:
+        return self._memory.retry(job_id, tenant=tenant, deadline_ms=deadline_ms)
+
     async def events(self, job_id: str, *, after: int = 0) -> tuple[list[Event], bool]:
         return self._memory.events(job_id, after=after)
 
@@ -83,6 +93,35 @@ class AsyncMemoryQueue:
 
     async def sweep(self, queue: str) -> int:
         return self._memory.sweep(queue)
+
+    # -- dead letters -----------------------------------------------------------------------------
+    async def dead_letters(
+        self,
+        queue: str,
+        *,
+        tenant: str | None = None,
+        job_id: str | None = None,
+        after: str | None = None,
+        limit: int = 20,
+    ) -> tuple[list[DeadLetter], bool]:
+        return self._memory.dead_letters(
+            queue, tenant=tenant, job_id=job_id, after=after, limit=limit
+        )
+
+    async def replay_dead(
+        self,
+        queue: str,
+        *,
+        tenant: str | None = None,
+        job_id: str | None = None,
+        limit: int = 1_000,
+    ) -> list[str]:
+        return self._memory.replay_dead(queue, tenant=tenant, job_id=job_id, limit=limit)
+
+    async def purge_dead(
+        self, queue: str, *, tenant: str | None = None, job_id: str | None = None
+    ) -> int:
+        return self._memory.purge_dead(queue, tenant=tenant, job_id=job_id)
 
     async def set_policy(self, tenant: str, policy: TenantPolicy | None) -> None:
         self._memory.set_policy(tenant, policy)

@@ -8,7 +8,7 @@ from broker.errors import JobNotFoundError
 from broker.jobs import Band, Event, EventType, Job, Status
 from broker.memory_state import ModelQueue
 from broker.memory_store import MemoryStore
-from broker.stats import BandStats, QueueStats, TenantStats, WorkerStatus
+from broker.stats import BandStats, DeadLetter, QueueStats, TenantStats, WorkerStatus
 
 
 class MemoryReadings(MemoryStore):
@@ -94,6 +94,30 @@ class MemoryReadings(MemoryStore):
                 top_tenants=tuple(tenants[:top]),
             )
 
+    def dead_letters(
+        self,
+        queue: str,
+        *,
+        tenant: str | None = None,
+        job_id: str | None = None,
+        after: str | None = None,
+        limit: int = 20,
+    ) -> tuple[list[DeadLetter], bool]:
+        with self._lock:
+            letters = self._letters(queue, tenant, job_id)[::-1]
+            if after is not None:
+                place = _place(after)
+                letters = [letter for letter in letters if _place(letter.letter) < place]
+            return [self._shown(letter) for letter in letters[:limit]], len(letters) > limit
+
+    def _shown(self, letter: DeadLetter) -> DeadLetter:
+        """With what the record still tells."""
+        record = self._find(letter.job_id)
+        if record is None:
+            return replace(letter, alive=False)
+        job = record.job
+        return replace(letter, endpoint=job.endpoint, band=job.band, error=job.error)
+
     def heartbeat(self, status: WorkerStatus, *, ttl_s: float) -> None:
         with self._lock:
             self._workers[status.owner] = (status, self._clock_ms() + int(ttl_s * 1000))
@@ -113,3 +137,7 @@ class MemoryReadings(MemoryStore):
 
     def ping(self) -> None:
         return None
+
+
+def _place(letter: str) -> tuple[int, ...]:
+    return tuple(map(int, letter.split("-")))

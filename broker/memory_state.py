@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from broker.fairness import FairShare
 from broker.jobs import BANDS, Band, Event, Job, NewJob, Status, Usage
+from broker.stats import DeadLetter
 
 #: Events kept per job.
 _EVENTS = 512
@@ -56,7 +57,8 @@ class ModelQueue:
         self.leases: dict[str, Lease] = {}
         #: Job id -> when it is due.
         self.delayed: dict[str, int] = {}
-        self.dead: deque[str] = deque(maxlen=1000)
+        self.dead: deque[DeadLetter] = deque(maxlen=1000)
+        self._letters = 0
 
     def put(self, job: Job, now: int, *, head: bool) -> int:
         waiting = self.lists[job.band, job.tenant]
@@ -83,6 +85,24 @@ class ModelQueue:
         if self.delayed.pop(job.id, None) is None:
             self.take(job)
         self.waiting[job.tenant] -= 1
+
+    def bury(self, job: Job, code: str, now: int) -> None:
+        self._letters += 1
+        letter = DeadLetter(
+            letter=f"{now}-{self._letters}",
+            job_id=job.id,
+            tenant=job.tenant,
+            code=code,
+            attempt=job.attempt,
+            died_ms=now,
+            alive=True,
+        )
+        self.dead.append(letter)
+
+    def unbury(self, job_id: str) -> None:
+        """The job is no dead letter any more, if it was one."""
+        for letter in [letter for letter in self.dead if letter.job_id == job_id]:
+            self.dead.remove(letter)
 
     def park(self, tenant: str) -> None:
         self.parked.add(tenant)

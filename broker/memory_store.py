@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from broker.errors import JobNotFoundError
-from broker.jobs import Band, Event, EventType, Job, JobError, Outcome, Status
+from broker.errors import JobNotFoundError, QueueFullError
+from broker.jobs import Band, Event, EventType, Job, JobError, Outcome, Status, Usage
 from broker.memory_state import Lease, ModelQueue, Named, Record
 from broker.policies import TenantPolicy
-from broker.stats import WorkerStatus
+from broker.stats import DeadLetter, WorkerStatus
 from config.settings import Queue as QueueSettings
 
 
@@ -115,10 +115,10 @@ class MemoryStore:
             message = f"The job was started {job.attempt} times and its worker was lost each time."
             error = JobError(code="max_attempts", message=message)
             self._finish(record, Outcome(status=Status.FAILED, error=error))
-            state.dead.append(job.id)
+            state.bury(record.job, error.code, now)
         else:
             state.waiting[job.tenant] += 1
-            self._advance(record, EventType.REQUEUED, status=Status.QUEUED)
+            self._advance(record, EventType.REQUEUED, status=Status.QUEUED, refunds=record.refunds)
             if delay_ms > 0:
                 state.delayed[job.id] = now + delay_ms
             else:
@@ -149,3 +149,42 @@ class MemoryStore:
                 message = "The job was not started before its deadline."
                 error = JobError(code="deadline_exceeded", message=message)
                 self._finish(record, Outcome(status=Status.EXPIRED, error=error))
+
+    def _check_room(self, queue: str, tenant: str) -> None:
+        """Raises `QueueFullError` when one more job of a tenant can't wait."""
+        state = self._queues[queue]
+        bound = self._policy(tenant).max_queued
+        if state.waiting[tenant] >= bound:
+            raise QueueFullError("tenant", bound)
+        if sum(state.waiting.values()) >= self._settings.max_queued_total:
+            raise QueueFullError("model", self._settings.max_queued_total)
+
+    def _revive(self, record: Record, deadline_ms: int) -> int:
+        """Start a failed or expired job's life again; its position."""
+        job, state = record.job, self._queues[record.job.model]
+        state.unbury(job.id)
+        record.refunds = job.attempt
+        record.expires_ms, record.text = None, ""
+        self._advance(
+            record,
+            EventType.QUEUED,
+            status=Status.QUEUED,
+            output=None,
+            error=None,
+            usage=Usage(),
+            started_ms=0,
+            finished_ms=0,
+            deadline_ms=deadline_ms,
+            refunds=record.refunds,
+        )
+        state.waiting[job.tenant] += 1
+        return state.put(record.job, self._clock_ms(), head=False) - 1
+
+    def _letters(self, queue: str, tenant: str | None, job_id: str | None) -> list[DeadLetter]:
+        """Dead letters, oldest first."""
+        state = self._queues.get(queue)
+        return [
+            letter
+            for letter in (state.dead if state else ())
+            if tenant in (None, letter.tenant) and job_id in (None, letter.job_id)
+        ]

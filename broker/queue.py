@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 
 from broker.jobs import Accepted, Band, Claim, Delta, Event, Job, NewJob, Outcome, Status
 from broker.policies import TenantPolicy
-from broker.stats import QueueStats, WorkerStatus
+from broker.stats import DeadLetter, QueueStats, WorkerStatus
 
 LeaseState = Literal["ok", "lost", "cancel"]
 CancelResult = Literal["cancelled", "cancelling", "terminal"]
@@ -53,6 +53,20 @@ class JobQueue(Protocol):
 
     def cancel(self, job_id: str, *, tenant: str | None = None) -> CancelResult:
         """Queued or delayed → gone at once; running → flagged. Raises `JobNotFoundError`."""
+        ...
+
+    def cancel_many(
+        self, job_ids: Sequence[str], *, tenant: str | None = None
+    ) -> dict[str, CancelResult]:
+        """Cancel many at once; ids without a job (of the tenant) are left out of the answer."""
+        ...
+
+    def retry(self, job_id: str, *, tenant: str | None = None, deadline_ms: int = 0) -> Accepted:
+        """Put a failed or expired job in again, at the tail; all its attempts are its own again.
+
+        Its old deadline is dropped; a dead letter of it is, too. Attempt and event numbers go on.
+        Raises `NotRetryableError` in another state, `JobNotFoundError`, `QueueFullError`.
+        """
         ...
 
     def events(self, job_id: str, *, after: int = 0) -> tuple[list[Event], bool]:
@@ -109,6 +123,39 @@ class JobQueue(Protocol):
 
         Returns how many were put back.
         """
+        ...
+
+    # -- dead letters -----------------------------------------------------------------------------
+    def dead_letters(
+        self,
+        queue: str,
+        *,
+        tenant: str | None = None,
+        job_id: str | None = None,
+        after: str | None = None,
+        limit: int = 20,
+    ) -> tuple[list[DeadLetter], bool]:
+        """A page of letters, newest first, and whether more follow; `after` is a `letter`."""
+        ...
+
+    def replay_dead(
+        self,
+        queue: str,
+        *,
+        tenant: str | None = None,
+        job_id: str | None = None,
+        limit: int = 1_000,
+    ) -> list[str]:
+        """Retry jobs of dead letters, oldest first, as far as there is room; returns their ids.
+
+        Not repeated when an answer is lost: what was replayed by then is no dead letter any more.
+        """
+        ...
+
+    def purge_dead(
+        self, queue: str, *, tenant: str | None = None, job_id: str | None = None
+    ) -> int:
+        """Drop dead letters; the jobs' records live out their time. Returns how many."""
         ...
 
     # -- policy and readings ----------------------------------------------------------------------

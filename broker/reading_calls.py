@@ -11,8 +11,8 @@ import orjson
 from broker import keys, scripts
 from broker.call import Call, script_call
 from broker.errors import JobNotFoundError
-from broker.jobs import BANDS, Band, Event, EventType, Job, Status
-from broker.stats import BandStats, QueueStats, TenantStats, WorkerStatus
+from broker.jobs import BANDS, Band, Event, EventType, Job, JobError, Status
+from broker.stats import BandStats, DeadLetter, QueueStats, TenantStats, WorkerStatus
 from broker.wire import decode_event, pairs
 
 #: Ids of a tenant's index looked at by one script call.
@@ -74,6 +74,18 @@ class ReadingCalls:
 
         return script_call(scripts.STATS, decode, (keys.base(queue),), top)
 
+    def dead_letters(
+        self, queue: str, tenant: str | None, job_id: str | None, after: str | None, limit: int
+    ) -> Call[tuple[list[DeadLetter], bool]]:
+        def decode(reply: Any, _: bool) -> tuple[list[DeadLetter], bool]:
+            letters = [_letter(*entry) for entry in reply]
+            return letters[:limit], len(letters) > limit
+
+        return script_call(
+            scripts.DEAD_LETTERS, decode, (keys.base(queue),),
+            tenant or "", job_id or "", after or "", limit + 1,
+        )  # fmt: skip
+
     def heartbeat(self, status: WorkerStatus, ttl_s: float) -> Call[None]:
         commands = (
             ("SET", keys.worker(status.owner), orjson.dumps(status), "PX", int(ttl_s * 1000)),
@@ -104,6 +116,30 @@ class ReadingCalls:
             (("SMEMBERS", keys.QUEUES),),
             lambda replies, _: sorted(raw.decode() for raw in replies[0]),
         )
+
+
+def _letter(
+    letter: bytes,
+    job_id: bytes,
+    tenant: bytes,
+    code: bytes,
+    attempt: int,
+    died_ms: int,
+    record: list[bytes | None],
+) -> DeadLetter:
+    endpoint, band, error = record or (b"", None, None)
+    return DeadLetter(
+        letter=letter.decode(),
+        job_id=job_id.decode(),
+        tenant=tenant.decode(),
+        code=code.decode(),
+        attempt=attempt,
+        died_ms=died_ms,
+        alive=bool(record),
+        endpoint=(endpoint or b"").decode(),
+        band=Band(band.decode()) if band else None,
+        error=JobError(**orjson.loads(error)) if error else None,
+    )
 
 
 @dataclass(kw_only=True)

@@ -1,8 +1,8 @@
 """The Lua library: one script per verb of the queue, with what it needs of the prelude in front.
 
 Scripts run by EVALSHA; a server that doesn't know one (a restart, SCRIPT FLUSH) gets the source by
-EVAL, which also caches it. A script names its flags in its first line (`#!lua flags=…`): enqueue
-and emit are refused as a whole when Redis is out of memory, everything that ends a job is not.
+EVAL, which also caches it. A script names its flags in its first line (`#!lua flags=…`): what puts
+work or text in is refused as a whole when Redis is out of memory; what ends a job is not.
 """
 
 from __future__ import annotations
@@ -69,6 +69,10 @@ COMPLETE = _load("complete")
 REQUEUE = _load("requeue")
 RELEASE_OWNER = _load("release_owner")
 CANCEL = _load("cancel")
+RETRY = _load("retry")
+DEAD_LETTERS = _load("dead_letters")
+REPLAY_DEAD = _load("replay_dead")
+PURGE_DEAD = _load("purge_dead")
 EMIT = _load("emit")
 SWEEP = _load("sweep")
 SET_POLICY = _load("set_policy")
@@ -83,6 +87,10 @@ ALL: tuple[Script, ...] = (
     REQUEUE,
     RELEASE_OWNER,
     CANCEL,
+    RETRY,
+    DEAD_LETTERS,
+    REPLAY_DEAD,
+    PURGE_DEAD,
     EMIT,
     SWEEP,
     SET_POLICY,

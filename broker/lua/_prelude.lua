@@ -201,9 +201,14 @@ local function unlease(base, id, tenant)
   return count_down(base .. 'if', tenant)
 end
 
--- Takes a waiting job out of its list.
+-- Takes a waiting job out of its list: one step at either end, a search from the head elsewhere.
 local function unqueue(base, id, job)
-  call('LREM', base .. 'q:' .. job.band .. ':' .. job.tenant, 1, id)
+  local list = base .. 'q:' .. job.band .. ':' .. job.tenant
+  if call('LINDEX', list, -1) == id then
+    call('RPOP', list)
+  else
+    call('LREM', list, 1, id)
+  end
   call('ZREM', base .. 'o:' .. job.band, id)
   call('LPOP', mirror_of(base))
   if call('EXISTS', base .. 'q:' .. job.band .. ':' .. job.tenant) == 0 then
@@ -244,8 +249,9 @@ local function finish(base, id, job, status, now, fields)
 end
 
 local function bury(base, id, job, now, code)
-  call('XADD', base .. 'dead', 'MAXLEN', '~', DEAD_LETTERS, '*',
+  local letter = call('XADD', base .. 'dead', 'MAXLEN', '=', DEAD_LETTERS, '*',
     'id', id, 'tenant', job.tenant, 'code', code, 'attempt', job.attempt, 'ms', now)
+  call('HSET', 'fb:job:' .. id, 'letter', letter)
 end
 
 -- Ends an attempt that did not finish its job: back into the queue (after delay_ms), or cancelled
@@ -345,4 +351,50 @@ local function expire(base, now, limit)
       call('ZREM', base .. 'e', id)
     end
   end
+end
+
+-- Why one more job of a tenant can't wait here, as a reply; nil when it can.
+-- {2, bound}: the tenant's bound | {3, bound}: the queue's bound
+local function refusal(base, tenant, tenant_bound, queue_bound)
+  local bound = policy('max_queued', tenant, tenant_bound)
+  if tonumber(call('HGET', base .. 'n', tenant) or 0) >= bound then
+    return {2, bound}
+  end
+  if call('HLEN', base .. 'j') - call('ZCARD', base .. 'l') >= tonumber(queue_bound) then
+    return {3, tonumber(queue_bound)}
+  end
+end
+
+-- Counts a job in that is going to wait.
+local function take_in(base, id, cost, band, tenant)
+  if call('HSET', base .. 'j', id, cost .. '|' .. band .. '|' .. tenant) == 1
+      and call('HLEN', base .. 'j') == 1 then
+    call('SADD', 'fb:queues', mirror_of(base))
+  end
+  call('HINCRBY', base .. 'n', tenant, 1)
+  call('ZINCRBY', base .. 't', 1, tenant)
+end
+
+-- Starts a failed or expired job's life again, at the tail of its tenant's list. Attempts go on
+-- counting, as they fence, and none of the old ones is held against it. Returns its position.
+local function revive(base, id, job, deadline, now)
+  local key = 'fb:job:' .. id
+  local letter = call('HGET', key, 'letter')
+  if letter then
+    call('XDEL', base .. 'dead', letter)
+  end
+  call('HDEL', key, 'error', 'output', 'usage', 'started_ms', 'finished_ms', 'deadline_ms', 'letter')
+  call('HSET', key, 'status', 'queued', 'seq', job.seq + 1, 'refunds', job.attempt)
+  call('PERSIST', key)
+  call('PERSIST', key .. ':events')
+  call('DEL', key .. ':text')
+  call('ZADD', 'fb:tenant:' .. job.tenant .. ':jobs', 'NX', call('HGET', key, 'created_ms'), id)
+  log_event(id, job.seq + 1, 'queued', job.attempt)
+  take_in(base, id, job.cost, job.band, job.tenant)
+  if deadline > 0 then
+    job.deadline = deadline
+    call('HSET', key, 'deadline_ms', deadline)
+    watch(base, id, job)
+  end
+  return put(base, 'RPUSH', id, job.band, job.tenant, now) - 1
 end

@@ -34,13 +34,9 @@ end
 if call('EXISTS', record) == 1 then
   return {1, math.max(call('LLEN', list) - 1, 0)}
 end
-local bound = policy('max_queued', tenant, ARGV[6])
-if tonumber(call('HGET', base .. 'n', tenant) or 0) >= bound then
-  return {2, bound}
-end
-local known = call('HLEN', base .. 'j')
-if known - call('ZCARD', base .. 'l') >= tonumber(ARGV[7]) then
-  return {3, tonumber(ARGV[7])}
+local refused = refusal(base, tenant, ARGV[6], ARGV[7])
+if refused then
+  return refused
 end
 
 local now = now_ms()
@@ -49,12 +45,7 @@ call('HSET', record, 'status', 'queued', 'tenant', tenant, 'band', band, 'cost',
 if ARGV[9] ~= '' then
   call('SET', ARGV[9], ARGV[10] .. '|' .. id, 'PX', ARGV[11])
 end
-if known == 0 then
-  call('SADD', 'fb:queues', mirror_of(base))
-end
-call('HSET', base .. 'j', id, ARGV[4] .. '|' .. band .. '|' .. tenant)
-call('HINCRBY', base .. 'n', tenant, 1)
-call('ZINCRBY', base .. 't', 1, tenant)
+take_in(base, id, ARGV[4], band, tenant)
 
 local index = 'fb:tenant:' .. tenant .. ':jobs'
 call('ZADD', index, now, id)

@@ -56,7 +56,7 @@ def test_shares_come_from_the_house() -> None:
 def test_what_ends_a_job_runs_when_memory_is_short() -> None:
     for script in ALL:
         flags = script.source.split(b"\n", 1)[0]
-        if script in (scripts.ENQUEUE, scripts.EMIT):
+        if script in (scripts.ENQUEUE, scripts.EMIT, scripts.RETRY, scripts.REPLAY_DEAD):
             assert flags == b"#!lua"
         else:
             assert flags in (b"#!lua flags=allow-oom", b"#!lua flags=no-writes")
