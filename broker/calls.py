@@ -18,11 +18,13 @@ from broker.errors import (
     IdempotencyConflictError,
     JobNotFoundError,
     NotRetryableError,
+    OverloadedError,
     QueueFullError,
 )
+from broker.forecast import Outlook, queue_wait_ms, tenant_wait_ms
 from broker.idempotency import LIFETIME_MS, digests
-from broker.jobs import Accepted, Claim, Delta, Job, JobError, NewJob, Outcome, Status
-from broker.policies import TenantPolicy
+from broker.jobs import Accepted, Band, Claim, Delta, Job, JobError, NewJob, Outcome, Status
+from broker.policies import TenantPolicy, shedding_marks
 from broker.queue import CancelResult, LeaseState
 from broker.reading_calls import ReadingCalls
 from broker.wire import Arg, pairs
@@ -44,9 +46,9 @@ class Calls(ReadingCalls):
     """The calls under given settings; no I/O."""
 
     def __init__(self, settings: QueueSettings) -> None:
+        super().__init__(settings)
         self._lease_ms = int(settings.lease_ttl_s * 1000)
-        self._max_total = settings.max_queued_total
-        self._weight = settings.default_weight
+        self._marks = shedding_marks(settings)
         self._cap = settings.default_max_in_flight
         self._max_queued = settings.default_max_queued
 
@@ -63,7 +65,7 @@ class Calls(ReadingCalls):
                 return Accepted(job_id=first, position=int(value), replayed=first != job.id)
             if code == 5:
                 raise IdempotencyConflictError(value.decode())
-            raise _refusal(reply)
+            raise self._refusal(reply)
 
         fields: list[Arg] = [
             "model", job.model, "endpoint", job.endpoint, "body", job.body,
@@ -83,7 +85,7 @@ class Calls(ReadingCalls):
         return script_call(
             scripts.ENQUEUE, decode, (keys.base(job.model),),
             job.id, job.tenant, job.band, job.cost, job.delay_ms,
-            self._max_queued, self._max_total, job.deadline_ms,
+            self._max_queued, self._marks[job.band], job.deadline_ms,
             name and keys.idempotency(job.tenant, name), request, LIFETIME_MS, *fields,
         )  # fmt: skip
 
@@ -110,13 +112,22 @@ class Calls(ReadingCalls):
                 if not repeated or status in (Status.COMPLETED, Status.CANCELLED):
                     raise NotRetryableError(job_id, status)
             elif code:
-                raise _refusal(reply)
+                raise self._refusal(reply)
             return Accepted(job_id=job_id, position=reply[1] if code == 0 else 0)
 
         return script_call(
             scripts.RETRY, decode, (keys.job(job_id),),
-            job_id, tenant or "", deadline_ms, self._max_queued, self._max_total,
+            job_id, tenant or "", deadline_ms, self._max_queued, *self._marks.values(),
         )  # fmt: skip
+
+    def _refusal(self, reply: Any) -> BrokerError:
+        """The error for what `refusal` in the prelude returns."""
+        code, limit, raw, waiting, name = reply
+        band = Band(name.decode())
+        outlook = Outlook.from_reply(raw, band, self._weight)
+        if code == 2:
+            return QueueFullError("tenant", limit, tenant_wait_ms(outlook, band, limit))
+        return OverloadedError(band, limit, queue_wait_ms(outlook, waiting, limit))
 
     # -- dead letters -----------------------------------------------------------------------------
     def replay_dead(
@@ -126,7 +137,7 @@ class Calls(ReadingCalls):
         return script_call(
             scripts.REPLAY_DEAD, lambda reply, _: [raw.decode() for raw in reply],
             (keys.base(queue),),
-            tenant or "", job_id or "", limit, self._max_queued, self._max_total,
+            tenant or "", job_id or "", limit, self._max_queued, *self._marks.values(),
             repeatable=False,
         )  # fmt: skip
 
@@ -218,9 +229,3 @@ class Calls(ReadingCalls):
     def load_scripts(self) -> Call[None]:
         commands = tuple(("SCRIPT", "LOAD", script.source) for script in scripts.ALL)
         return Call(commands, lambda replies, _: None)
-
-
-def _refusal(reply: Any) -> BrokerError:
-    """The error for what `refusal` in the prelude returns."""
-    code, value = reply[:2]
-    return QueueFullError("tenant" if code == 2 else "model", int(value))

@@ -12,13 +12,23 @@ class BrokerUnavailableError(BrokerError):
 
 
 class QueueFullError(BrokerError):
-    """The tenant's queue, or the model's queue as a whole, has reached its bound."""
+    """The tenant's waiting jobs have reached their bound."""
 
-    def __init__(self, scope: str, limit: int) -> None:
+    def __init__(self, scope: str, limit: int, retry_after_ms: int) -> None:
         super().__init__(f"{scope} queue is full ({limit} jobs)")
-        #: `tenant` or `model`.
+        #: `tenant`, or `model` when it is an `OverloadedError`.
         self.scope = scope
         self.limit = limit
+        #: When there is likely to be room again, from the measured drain rate.
+        self.retry_after_ms = retry_after_ms
+
+
+class OverloadedError(QueueFullError):
+    """The model's queue as a whole holds too many jobs for one more of this band."""
+
+    def __init__(self, band: str, limit: int, retry_after_ms: int) -> None:
+        super().__init__("model", limit, retry_after_ms)
+        self.band = band
 
 
 class DuplicateJobError(BrokerError):

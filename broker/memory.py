@@ -48,7 +48,7 @@ class MemoryQueue(MemoryReadings):
                 )
             if self._find(job.id):
                 raise DuplicateJobError(job.id)
-            self._check_room(job.model, job.tenant)
+            self._check_room(job.model, job.tenant, job.band)
             now = self._clock_ms()
             record = new_record(job, now)
             self._records[job.id] = record
@@ -90,7 +90,7 @@ class MemoryQueue(MemoryReadings):
             record = self._owned(job_id, tenant)
             if record.job.status not in (Status.FAILED, Status.EXPIRED):
                 raise NotRetryableError(job_id, record.job.status)
-            self._check_room(record.job.model, record.job.tenant)
+            self._check_room(record.job.model, record.job.tenant, record.job.band)
             return Accepted(job_id=job_id, position=self._revive(record, deadline_ms))
 
     # -- dead letters -----------------------------------------------------------------------------
@@ -109,7 +109,7 @@ class MemoryQueue(MemoryReadings):
                 if record is None or len(replayed) >= limit:
                     continue
                 try:
-                    self._check_room(queue, record.job.tenant)
+                    self._check_room(queue, record.job.tenant, record.job.band)
                 except QueueFullError:
                     break
                 self._revive(record, 0)
@@ -218,6 +218,7 @@ class MemoryQueue(MemoryReadings):
             self._unlease(state, job)
             taken = max(outcome.usage.total_tokens, LEAST_TOKENS)
             state.fair.settle(job.band, job.tenant, taken - lease.charged, policy.weight)
+            state.drain(job.tenant, self._clock_ms(), record.since_ms, taken)
             if outcome.status is Status.COMPLETED:
                 state.fair.learn(job.cost, taken)
             state.unpark(job.tenant, policy.max_in_flight)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from broker.jobs import Accepted, Band, Claim, Delta, Event, Job, NewJob, Outcome, Status
 from broker.policies import TenantPolicy
 from broker.queue import CancelResult, LeaseState
-from broker.stats import DeadLetter, QueueStats, WorkerStatus
+from broker.stats import DeadLetter, Position, QueueStats, WorkerStatus
 
 if TYPE_CHECKING:
     from broker.memory import MemoryQueue
@@ -61,6 +61,9 @@ class AsyncMemoryQueue:
         self, job_id: str, *, tenant: str | None = None, deadline_ms: int = 0
     ) -> Accepted:
         return self._memory.retry(job_id, tenant=tenant, deadline_ms=deadline_ms)
+
+    async def position(self, job_id: str, *, tenant: str | None = None) -> Position | None:
+        return self._memory.position(job_id, tenant=tenant)
 
     async def events(self, job_id: str, *, after: int = 0) -> tuple[list[Event], bool]:
         return self._memory.events(job_id, after=after)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from broker.errors import JobNotFoundError
+from broker.forecast import COUNTED, position
 from broker.jobs import Band, Event, EventType, Job, Status
 from broker.memory_state import ModelQueue
 from broker.memory_store import MemoryStore
-from broker.stats import BandStats, DeadLetter, QueueStats, TenantStats, WorkerStatus
+from broker.stats import BandStats, DeadLetter, Position, QueueStats, TenantStats, WorkerStatus
 
 
 class MemoryReadings(MemoryStore):
@@ -63,6 +64,24 @@ class MemoryReadings(MemoryStore):
         with self._lock:
             record = self._find(job_id)
             return record.text if record else ""
+
+    def position(self, job_id: str, *, tenant: str | None = None) -> Position | None:
+        with self._lock:
+            job = self._owned(job_id, tenant).job
+            if job.status is not Status.QUEUED:
+                return None
+            state = self._queues[job.model]
+            outlook = self._outlook(state, job.tenant, job.band)
+            if job_id in state.delayed:
+                return position(outlook, job.band, 0, due_ms=state.delayed[job_id])
+            waiting = state.lists[job.band, job.tenant]
+            place = waiting.index(job_id)
+            if place < COUNTED:
+                return position(outlook, job.band, place)
+            since = state.since[job.band]
+            rank = sorted(since, key=lambda each: (since[each], each.encode())).index(job_id)
+            place = max(rank * len(waiting) // len(since), COUNTED)
+            return position(outlook, job.band, min(place, len(waiting) - 1), exact=False)
 
     def stats(self, queue: str, *, top: int = 20) -> QueueStats:
         with self._lock:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from dataclasses import dataclass, field
 
+from broker.drain import Drain, drained
 from broker.fairness import FairShare
 from broker.jobs import BANDS, Band, Event, Job, NewJob, Status, Usage
 from broker.stats import DeadLetter
@@ -17,6 +18,8 @@ _EVENTS = 512
 class Record:
     job: Job
     refunds: int = 0
+    #: Since when the job waits, or waited.
+    since_ms: int = 0
     #: Attempts that were given back, and completed, by their worker.
     released: int = 0
     ended: int = 0
@@ -59,6 +62,8 @@ class ModelQueue:
         self.delayed: dict[str, int] = {}
         self.dead: deque[DeadLetter] = deque(maxlen=1000)
         self._letters = 0
+        #: Drain rates: of the queue (None) and of tenants.
+        self.drains: dict[str | None, Drain] = {}
 
     def put(self, job: Job, now: int, *, head: bool) -> int:
         waiting = self.lists[job.band, job.tenant]
@@ -98,6 +103,11 @@ class ModelQueue:
             alive=True,
         )
         self.dead.append(letter)
+
+    def drain(self, tenant: str, now: int, since: int, tokens: float) -> None:
+        """Take account of a completion."""
+        for name in (None, tenant):
+            self.drains[name] = drained(self.drains.get(name), now, since, tokens)
 
     def unbury(self, job_id: str) -> None:
         """The job is no dead letter any more, if it was one."""
@@ -145,4 +155,4 @@ def new_record(new: NewJob, now: int) -> Record:
         deadline_ms=new.deadline_ms,
         execution_timeout_ms=new.execution_timeout_ms,
     )
-    return Record(job)
+    return Record(job, since_ms=now + new.delay_ms)

@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from broker.errors import JobNotFoundError, QueueFullError
-from broker.jobs import Band, Event, EventType, Job, JobError, Outcome, Status, Usage
+from broker.errors import JobNotFoundError, OverloadedError, QueueFullError
+from broker.forecast import RIVALS, Outlook, part_of_band, queue_wait_ms, tenant_wait_ms
+from broker.jobs import BANDS, Band, Event, EventType, Job, JobError, Outcome, Status, Usage
 from broker.memory_state import Lease, ModelQueue, Named, Record
-from broker.policies import TenantPolicy
+from broker.policies import TenantPolicy, shedding_marks
 from broker.stats import DeadLetter, WorkerStatus
 from config.settings import Queue as QueueSettings
 
@@ -29,6 +30,7 @@ class MemoryStore:
             max_in_flight=settings.default_max_in_flight,
             max_queued=settings.default_max_queued,
         )
+        self._marks = shedding_marks(settings)
         self._clock_ms = clock_ms
         self._lock = threading.RLock()
         self._records: dict[str, Record] = {}
@@ -150,21 +152,45 @@ class MemoryStore:
                 error = JobError(code="deadline_exceeded", message=message)
                 self._finish(record, Outcome(status=Status.EXPIRED, error=error))
 
-    def _check_room(self, queue: str, tenant: str) -> None:
+    def _check_room(self, queue: str, tenant: str, band: Band) -> None:
         """Raises `QueueFullError` when one more job of a tenant can't wait."""
         state = self._queues[queue]
-        bound = self._policy(tenant).max_queued
+        bound, mark = self._policy(tenant).max_queued, self._marks[band]
         if state.waiting[tenant] >= bound:
-            raise QueueFullError("tenant", bound)
-        if sum(state.waiting.values()) >= self._settings.max_queued_total:
-            raise QueueFullError("model", self._settings.max_queued_total)
+            wait = tenant_wait_ms(self._outlook(state, tenant, band), band, bound)
+            raise QueueFullError("tenant", bound, wait)
+        waiting = sum(state.waiting.values())
+        if waiting >= mark:
+            outlook = self._outlook(state, tenant, band)
+            raise OverloadedError(band, mark, queue_wait_ms(outlook, waiting, mark))
+
+    def _outlook(self, state: ModelQueue, tenant: str, band: Band) -> Outlook:
+        now = self._clock_ms()
+        oldest = [since for each in state.since.values() for since in each.values()]
+        head = state.lists.get((band, tenant), [""])[0]
+        queue, own = state.drains.get(None), state.drains.get(tenant)
+        race = state.fair.bands[band].active
+        rivals = sorted(race, key=lambda each: (race[each], each.encode()))[:RIVALS]
+        return Outlook(
+            now_ms=now,
+            queue=queue and queue.seen(now, min(oldest, default=now)),
+            tenant=own and own.seen(now, state.since[band].get(head, now)),
+            racing=tuple(len(state.fair.bands[each].active) for each in BANDS),
+            parked=tenant in state.parked,
+            part=part_of_band(
+                self._policy(tenant).weight,
+                [self._policy(each).weight for each in rivals],
+                len(race),
+                races=tenant in race,
+            ),
+        )
 
     def _revive(self, record: Record, deadline_ms: int) -> int:
         """Start a failed or expired job's life again; its position."""
         job, state = record.job, self._queues[record.job.model]
         state.unbury(job.id)
         record.refunds = job.attempt
-        record.expires_ms, record.text = None, ""
+        record.expires_ms, record.text, record.since_ms = None, "", self._clock_ms()
         self._advance(
             record,
             EventType.QUEUED,

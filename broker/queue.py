@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 
 from broker.jobs import Accepted, Band, Claim, Delta, Event, Job, NewJob, Outcome, Status
 from broker.policies import TenantPolicy
-from broker.stats import DeadLetter, QueueStats, WorkerStatus
+from broker.stats import DeadLetter, Position, QueueStats, WorkerStatus
 
 LeaseState = Literal["ok", "lost", "cancel"]
 CancelResult = Literal["cancelled", "cancelling", "terminal"]
@@ -27,8 +27,8 @@ class JobQueue(Protocol):
 
         The key is kept in the same step: whoever lost the answer asks again with the same key, and
         gets the job if there is one. A job that was replayed may have ended and even expired.
-        Raises `QueueFullError`, `DuplicateJobError` or `IdempotencyConflictError`; then nothing
-        was written.
+        Raises `QueueFullError` (of a tenant; `OverloadedError`: the model sheds this band),
+        `DuplicateJobError` or `IdempotencyConflictError`; then nothing was written.
         """
         ...
 
@@ -66,6 +66,13 @@ class JobQueue(Protocol):
 
         Its old deadline is dropped; a dead letter of it is, too. Attempt and event numbers go on.
         Raises `NotRetryableError` in another state, `JobNotFoundError`, `QueueFullError`.
+        """
+        ...
+
+    def position(self, job_id: str, *, tenant: str | None = None) -> Position | None:
+        """Where a waiting job stands and when it may start; None when it doesn't wait.
+
+        Raises `JobNotFoundError`.
         """
         ...
 

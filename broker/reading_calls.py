@@ -11,9 +11,11 @@ import orjson
 from broker import keys, scripts
 from broker.call import Call, script_call
 from broker.errors import JobNotFoundError
+from broker.forecast import COUNTED, Outlook, position
 from broker.jobs import BANDS, Band, Event, EventType, Job, JobError, Status
-from broker.stats import BandStats, DeadLetter, QueueStats, TenantStats, WorkerStatus
+from broker.stats import BandStats, DeadLetter, Position, QueueStats, TenantStats, WorkerStatus
 from broker.wire import decode_event, pairs
+from config.settings import Queue as QueueSettings
 
 #: Ids of a tenant's index looked at by one script call.
 LIST_BATCH = 500
@@ -23,6 +25,9 @@ _FORGET_WORKER_MS = 86_400_000
 
 class ReadingCalls:
     """Calls that change no job; no I/O."""
+
+    def __init__(self, settings: QueueSettings) -> None:
+        self._weight = settings.default_weight
 
     def get(self, job_id: str, tenant: str | None) -> Call[Job]:
         def decode(replies: list[Any], _: bool) -> Job:
@@ -47,6 +52,23 @@ class ReadingCalls:
 
     def text(self, job_id: str) -> Call[str]:
         return Call((("GET", keys.text(job_id)),), lambda replies, _: (replies[0] or b"").decode())
+
+    def position(self, job_id: str, tenant: str | None) -> Call[Position | None]:
+        def decode(reply: Any, _: bool) -> Position | None:
+            if reply[0] < 0:
+                raise JobNotFoundError(job_id)
+            if reply[0] == 0:
+                return None
+            code, name, value, raw, *exact = reply
+            band = Band(name.decode())
+            outlook = Outlook.from_reply(raw, band, self._weight)
+            if code == 1:
+                return position(outlook, band, 0, due_ms=value)
+            return position(outlook, band, value, exact=bool(exact[0]))
+
+        return script_call(
+            scripts.POSITION, decode, (keys.job(job_id),), job_id, tenant or "", COUNTED
+        )
 
     def stats(self, queue: str, top: int) -> Call[QueueStats]:
         def decode(reply: Any, _: bool) -> QueueStats:

@@ -18,7 +18,7 @@ from broker.jobs import Accepted, Band, Claim, Delta, Event, Job, NewJob, Outcom
 from broker.policies import TenantPolicy
 from broker.queue import CancelResult, LeaseState
 from broker.reading_calls import Listing
-from broker.stats import DeadLetter, QueueStats, WorkerStatus
+from broker.stats import DeadLetter, Position, QueueStats, WorkerStatus
 from broker.wire import Arg, pack
 from config.settings import Queue as QueueSettings
 
@@ -127,6 +127,9 @@ class RedisQueue:
 
     def retry(self, job_id: str, *, tenant: str | None = None, deadline_ms: int = 0) -> Accepted:
         return self._run(self._calls.retry(job_id, tenant, deadline_ms))
+
+    def position(self, job_id: str, *, tenant: str | None = None) -> Position | None:
+        return self._run(self._calls.position(job_id, tenant))
 
     def events(self, job_id: str, *, after: int = 0) -> tuple[list[Event], bool]:
         return self._run(self._calls.events(job_id, after))

@@ -12,7 +12,9 @@ import re
 from dataclasses import dataclass
 from importlib import resources
 
+from broker.drain import FADING_MS
 from broker.fairness import LEAST_TOKENS, MEMORY
+from broker.forecast import RIVALS
 from broker.jobs import BAND_SHARES, BANDS
 
 
@@ -27,10 +29,13 @@ class Script:
 def _constants() -> str:
     names = ", ".join(f"'{band}'" for band in BANDS)
     shares = ", ".join(f"{band} = {share!r}" for band, share in BAND_SHARES.items())
+    places = ", ".join(f"{band} = {n}" for n, band in enumerate(BANDS, 1))
     state = ", ".join(f"'{part}:{band}'" for part in ("V", "lag") for band in BANDS)
     return (
-        f"local BANDS = {{{names}}}\nlocal SHARE = {{{shares}}}\nlocal STATE = {{{state}}}\n"
+        f"local BANDS = {{{names}}}\nlocal SHARE = {{{shares}}}\n"
+        f"local PLACE = {{{places}}}\nlocal STATE = {{{state}}}\n"
         f"local MEMORY, LEAST_TOKENS = {MEMORY!r}, {LEAST_TOKENS!r}\n"
+        f"local FADING_MS, RIVALS = {FADING_MS!r}, {RIVALS!r}\n"
     )
 
 
@@ -76,6 +81,7 @@ PURGE_DEAD = _load("purge_dead")
 EMIT = _load("emit")
 SWEEP = _load("sweep")
 SET_POLICY = _load("set_policy")
+POSITION = _load("position")
 STATS = _load("stats")
 LIST_JOBS = _load("list_jobs")
 
@@ -94,6 +100,7 @@ ALL: tuple[Script, ...] = (
     EMIT,
     SWEEP,
     SET_POLICY,
+    POSITION,
     STATS,
     LIST_JOBS,
 )

@@ -39,6 +39,18 @@ class QueueStats:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Position:
+    """Where a waiting job stands."""
+
+    #: Jobs of its tenant that wait before it in its band (a delayed one has none before it).
+    position: int
+    #: Counted; far behind it is estimated.
+    exact: bool
+    #: Unix milliseconds; None while nothing was measured.
+    estimated_start_ms: int | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class DeadLetter:
     """A job that was given up; at most 1,000 a queue, the oldest are dropped."""
 

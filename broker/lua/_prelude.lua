@@ -10,7 +10,9 @@
 --   a:<band>       ZSET    tenant -> virtual time; it has waiting jobs and isn't parked
 --   i:<band>       ZSET    tenant -> virtual time; idle or parked, as long as it is ahead of the clock
 --   s              HASH    per band `V:<band>` (virtual clock) and `lag:<band>` (tokens owed);
---                          `taken`, `estimated` (fading sums over completed jobs); `cursor` (sweep)
+--                          `taken`, `estimated` (fading sums over completed jobs);
+--                          `d`, `d:<tenant>` (drain rates: broker/drain.py);
+--                          `cursor`, `drains` (where the sweep goes on)
 --   n, if          HASH    tenant -> waiting (queued + delayed) jobs; tenant -> running jobs
 --   t              ZSET    tenant -> waiting + running jobs
 --   park           SET     tenants at their cap
@@ -171,7 +173,8 @@ end
 -- What the scripts need of a record, or nil.
 local function read_job(id)
   local raw = call('HMGET', 'fb:job:' .. id, 'status', 'tenant', 'band', 'model', 'cost', 'attempt',
-    'refunds', 'max_attempts', 'seq', 'result_ttl_s', 'deadline_ms')
+    'refunds', 'max_attempts', 'seq', 'result_ttl_s', 'deadline_ms',
+    'created_ms', 'queued_ms')
   if not raw[1] then
     return nil
   end
@@ -179,7 +182,7 @@ local function read_job(id)
     status = raw[1], tenant = raw[2], band = raw[3], model = raw[4],
     cost = tonumber(raw[5]), attempt = tonumber(raw[6] or 0), refunds = tonumber(raw[7] or 0),
     max_attempts = tonumber(raw[8]), seq = tonumber(raw[9]), ttl = tonumber(raw[10]),
-    deadline = raw[11] or nil,
+    deadline = raw[11] or nil, since = tonumber(raw[13] or raw[12]),
   }
 end
 
@@ -353,22 +356,47 @@ local function expire(base, now, limit)
   end
 end
 
--- Why one more job of a tenant can't wait here, as a reply; nil when it can.
--- {2, bound}: the tenant's bound | {3, bound}: the queue's bound
-local function refusal(base, tenant, tenant_bound, queue_bound)
-  local bound = policy('max_queued', tenant, tenant_bound)
-  if tonumber(call('HGET', base .. 'n', tenant) or 0) >= bound then
-    return {2, bound}
+-- What forecasts for a tenant in a band are made of (broker/forecast.py): now, drain of the queue
+-- and of the tenant, since when the oldest job and the tenant's first one wait, tenants that may run
+-- per band, whether the tenant is parked, whether it races, and weights: default, own, some rivals'.
+local function outlook(base, tenant, band, now)
+  local oldest, since, racing = now, now, {}
+  for b, each in ipairs(BANDS) do
+    local first = call('ZRANGE', base .. 'o:' .. each, 0, 0, 'WITHSCORES')
+    oldest = math.min(oldest, tonumber(first[2] or now))
+    racing[b] = call('ZCARD', base .. 'a:' .. each)
   end
-  if call('HLEN', base .. 'j') - call('ZCARD', base .. 'l') >= tonumber(queue_bound) then
-    return {3, tonumber(queue_bound)}
+  local head = call('LINDEX', base .. 'q:' .. band .. ':' .. tenant, 0)
+  if head then
+    since = tonumber(call('ZSCORE', base .. 'o:' .. band, head) or now)
   end
+  local drains = call('HMGET', base .. 's', 'd', 'd:' .. tenant)
+  local rivals = call('ZRANGE', base .. 'a:' .. band, 0, RIVALS - 1)
+  return {now, drains[1], drains[2], oldest, since, racing, call('SISMEMBER', base .. 'park', tenant),
+    call('ZSCORE', base .. 'a:' .. band, tenant) and 1 or 0,
+    call('HMGET', 'fb:policy:weight', '*', tenant, unpack(rivals))}
 end
 
--- Counts a job in that is going to wait.
-local function take_in(base, id, cost, band, tenant)
-  if call('HSET', base .. 'j', id, cost .. '|' .. band .. '|' .. tenant) == 1
-      and call('HLEN', base .. 'j') == 1 then
+-- Why one more job of a tenant can't wait here, as a reply; nil and the number of known jobs when
+-- it can. `mark`: waiting jobs of the queue from which on this band is refused.
+-- {2: the tenant's bound | 3: the mark, bound or mark, outlook, waiting jobs, band}
+local function refusal(base, tenant, band, default_bound, mark, now)
+  local bound = policy('max_queued', tenant, default_bound)
+  if tonumber(call('HGET', base .. 'n', tenant) or 0) >= bound then
+    return {2, bound, outlook(base, tenant, band, now), 0, band}
+  end
+  local known = call('HLEN', base .. 'j')
+  local waiting = known - call('ZCARD', base .. 'l')
+  if waiting >= tonumber(mark) then
+    return {3, tonumber(mark), outlook(base, tenant, band, now), waiting, band}
+  end
+  return nil, known
+end
+
+-- Counts a job in that is going to wait; `known`: jobs of the queue before.
+local function take_in(base, id, cost, band, tenant, known)
+  call('HSET', base .. 'j', id, cost .. '|' .. band .. '|' .. tenant)
+  if known == 0 then
     call('SADD', 'fb:queues', mirror_of(base))
   end
   call('HINCRBY', base .. 'n', tenant, 1)
@@ -377,20 +405,21 @@ end
 
 -- Starts a failed or expired job's life again, at the tail of its tenant's list. Attempts go on
 -- counting, as they fence, and none of the old ones is held against it. Returns its position.
-local function revive(base, id, job, deadline, now)
+local function revive(base, id, job, deadline, now, known)
   local key = 'fb:job:' .. id
   local letter = call('HGET', key, 'letter')
   if letter then
     call('XDEL', base .. 'dead', letter)
   end
   call('HDEL', key, 'error', 'output', 'usage', 'started_ms', 'finished_ms', 'deadline_ms', 'letter')
-  call('HSET', key, 'status', 'queued', 'seq', job.seq + 1, 'refunds', job.attempt)
+  call('HSET', key, 'status', 'queued', 'seq', job.seq + 1, 'refunds', job.attempt,
+    'queued_ms', now)
   call('PERSIST', key)
   call('PERSIST', key .. ':events')
   call('DEL', key .. ':text')
   call('ZADD', 'fb:tenant:' .. job.tenant .. ':jobs', 'NX', call('HGET', key, 'created_ms'), id)
   log_event(id, job.seq + 1, 'queued', job.attempt)
-  take_in(base, id, job.cost, job.band, job.tenant)
+  take_in(base, id, job.cost, job.band, job.tenant, known)
   if deadline > 0 then
     job.deadline = deadline
     call('HSET', key, 'deadline_ms', deadline)

@@ -2,13 +2,14 @@
 -- Puts a job in.
 -- KEYS[1] base `fb:{<queue>}:`
 -- ARGV[1] job id  [2] tenant  [3] band  [4] cost (tokens)  [5] delay (ms)
--- ARGV[6] default bound of the tenant's waiting jobs  [7] bound of the queue's waiting jobs
+-- ARGV[6] default bound of the tenant's waiting jobs
+-- ARGV[7] waiting jobs of the queue from which on this band is refused
 -- ARGV[8] deadline (ms since 1970), or 0
 -- ARGV[9] key of the idempotency entry, or empty  [10] digest of the request  [11] life of the entry
 -- ARGV[12…] further fields and values of the record
--- Returns {0, position in the tenant's list} | {1, position}: this id exists | {2, bound}: the
--- tenant's bound | {3, bound}: the queue's bound | {4, position, id}: accepted before, as this id |
--- {5, id}: the idempotency key belongs to another request.
+-- Returns {0, position in the tenant's list} | {1, position}: this id exists | {4, position, id}:
+-- accepted before, as this id | {5, id}: the idempotency key belongs to another request | what
+-- `refusal` returns.
 -- The event `job.queued` (seq 1) isn't written: it is told by the record alone.
 
 local base, id, tenant, band = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
@@ -34,18 +35,18 @@ end
 if call('EXISTS', record) == 1 then
   return {1, math.max(call('LLEN', list) - 1, 0)}
 end
-local refused = refusal(base, tenant, ARGV[6], ARGV[7])
+local now = now_ms()
+local refused, known = refusal(base, tenant, band, ARGV[6], ARGV[7], now)
 if refused then
   return refused
 end
 
-local now = now_ms()
 call('HSET', record, 'status', 'queued', 'tenant', tenant, 'band', band, 'cost', ARGV[4],
   'created_ms', now, 'seq', 1, unpack(ARGV, 12))
 if ARGV[9] ~= '' then
   call('SET', ARGV[9], ARGV[10] .. '|' .. id, 'PX', ARGV[11])
 end
-take_in(base, id, ARGV[4], band, tenant)
+take_in(base, id, ARGV[4], band, tenant, known)
 
 local index = 'fb:tenant:' .. tenant .. ':jobs'
 call('ZADD', index, now, id)
@@ -67,6 +68,7 @@ if deadline > 0 then
   call('ZADD', base .. 'e', ARGV[8], id)
 end
 if delay > 0 then
+  call('HSET', record, 'queued_ms', now + delay)
   call('ZADD', base .. 'd', now + delay, id)
   return {0, call('LLEN', list)}
 end

@@ -2,7 +2,8 @@
 -- Puts a failed or expired job in again.
 -- KEYS[1] the job's record
 -- ARGV[1] job id  [2] tenant that must own it, or empty  [3] its new deadline (ms since 1970), or 0
--- ARGV[4] default bound of the tenant's waiting jobs  [5] bound of the queue's waiting jobs
+-- ARGV[4] default bound of the tenant's waiting jobs  [5…] waiting jobs of the queue from
+-- which on each band is refused
 -- Returns {0, position in the tenant's list} | {-1}: no such job | {1, status}: it is neither failed
 -- nor expired | what `refusal` returns.
 
@@ -17,5 +18,6 @@ end
 if job.status ~= 'failed' and job.status ~= 'expired' then
   return {1, job.status}
 end
-local base = base_of(job.model)
-return refusal(base, job.tenant, ARGV[4], ARGV[5]) or {0, revive(base, id, job, deadline, now_ms())}
+local base, now = base_of(job.model), now_ms()
+local refused, known = refusal(base, job.tenant, job.band, ARGV[4], ARGV[4 + PLACE[job.band]], now)
+return refused or {0, revive(base, id, job, deadline, now, known)}

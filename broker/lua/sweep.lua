@@ -32,6 +32,16 @@ for k = 1, #scan[2], 2 do
   end
 end
 
+-- Rates of tenants that had nothing done for an hour are of no use.
+scan = call('HSCAN', base .. 's', call('HGET', base .. 's', 'drains') or '0', 'MATCH', 'd:*',
+  'COUNT', ARGV[2])
+call('HSET', base .. 's', 'drains', scan[1])
+for k = 1, #scan[2], 2 do
+  if tonumber(string.match(scan[2][k + 1], '%d+$')) < now - 3600000 then
+    call('HDEL', base .. 's', scan[2][k])
+  end
+end
+
 for _, tenant in ipairs(call('SRANDMEMBER', base .. 'park', 16)) do
   unpark(base, tenant, tonumber(call('HGET', base .. 'if', tenant) or 0), ARGV[1])
 end

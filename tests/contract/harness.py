@@ -113,15 +113,24 @@ def shift_redis_time(client: redis.Redis, milliseconds: int) -> None:
         if kind in (b"l", b"d", b"e") or b"}:o:" in key:
             for member, score in client.zrange(key, 0, -1, withscores=True):
                 client.zadd(key, {member: score - milliseconds})
-        if (
-            key.startswith(b"fb:job:")
-            and key.count(b":") == 2
-            and client.hexists(key, "deadline_ms")
-        ):
-            client.hincrby(key, "deadline_ms", -milliseconds)
+        elif key.startswith(b"fb:{") and kind == b"s":
+            _shift_drains(client, key, milliseconds)
+        elif key.startswith(b"fb:job:") and key.count(b":") == 2:
+            times = client.hmget(key, "deadline_ms", "queued_ms", "created_ms")
+            if times[0]:
+                client.hincrby(key, "deadline_ms", -milliseconds)
+            # Since when it waits; when it was created stays as it was told.
+            client.hset(key, "queued_ms", int(times[1] or times[2]) - milliseconds)
         left = client.pttl(key)
         if left > 0 and b":tenant:" not in key:
             client.pexpire(key, max(left - milliseconds, 0))
+
+
+def _shift_drains(client: redis.Redis, key: bytes, milliseconds: int) -> None:
+    for name, sums in client.hgetall(key).items():
+        if name == b"d" or name.startswith(b"d:"):
+            rest, _, at = sums.rpartition(b"|")
+            client.hset(key, name, b"%b|%d" % (rest, int(at) - milliseconds))
 
 
 @contextmanager

@@ -361,3 +361,15 @@ def test_large_bodies_and_outputs(desk: Harness) -> None:
     outcome = Outcome(status=Status.COMPLETED, output=body, usage=Usage(output_tokens=1))
     assert desk.queue.complete(claim, outcome)
     assert desk.queue.get(job_id).output == body
+
+
+def test_a_sweep_forgets_rates_of_tenants_long_gone(desk: Harness) -> None:
+    for tenant in ("gone", "here"):
+        desk.submit(tenant)
+        desk.finish(desk.claim_one())
+        desk.advance(3_500_000 if tenant == "gone" else 200_000)
+    desk.queue.sweep(MODEL)
+    fields = behind(desk).hkeys(BASE + "s")
+    assert b"d:here" in fields
+    assert b"d" in fields
+    assert b"d:gone" not in fields

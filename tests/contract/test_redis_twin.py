@@ -23,6 +23,7 @@ from hypothesis.stateful import (
 )
 
 from broker import keys
+from broker.drain import Drain
 from broker.errors import QueueFullError
 from broker.jobs import BANDS, Accepted, Claim, Delta, NewJob, Outcome, Status, Usage
 from broker.memory import MemoryQueue
@@ -86,7 +87,17 @@ class Twins(RuleBasedStateMachine):
             self.client.zadd(BASE + "l", {job_id: lease.deadline_ms + offset})
         for job_id, due in state.delayed.items():
             self.client.zadd(BASE + "d", {job_id: due + offset})
+        for name, drain in state.drains.items():
+            field = "d" if name is None else f"d:{name}"
+            sums = f"{drain.jobs!r}|{drain.tokens!r}|{drain.busy_ms!r}|{drain.at_ms + offset}"
+            self.client.hset(BASE + "s", field, sums)
+        for since in state.since.values():
+            for job_id, moment in since.items():
+                band = self.memory.get(job_id).band
+                self.client.zadd(f"{BASE}o:{band}", {job_id: moment + offset})
         for job_id in self.ids:
+            since_ms = self.memory._records[job_id].since_ms
+            self.client.hset(keys.job(job_id), "queued_ms", since_ms + offset)
             deadline = self.memory.get(job_id).deadline_ms
             if deadline:
                 self.client.hset(keys.job(job_id), "deadline_ms", deadline + offset)
@@ -184,7 +195,16 @@ class Twins(RuleBasedStateMachine):
         state = self.memory._queues.get(MODEL)
         if state is None:
             return
-        raw = {key.decode(): float(value) for key, value in self.client.hgetall(BASE + "s").items()}
+        kept = {key.decode(): value for key, value in self.client.hgetall(BASE + "s").items()}
+        drains = {name: value for name, value in kept.items() if name.split(":")[0] == "d"}
+        raw = {name: float(value) for name, value in kept.items() if name not in drains}
+        for name, twin_drain in state.drains.items():
+            drain = Drain.parse(drains.pop("d" if name is None else f"d:{name}"))
+            assert drain is not None
+            assert drain.jobs == pytest.approx(twin_drain.jobs, rel=0.02)
+            assert drain.tokens == pytest.approx(twin_drain.tokens, rel=0.02)
+            assert drain.busy_ms == pytest.approx(twin_drain.busy_ms, rel=0.02, abs=200)
+        assert not drains
         fair = state.fair
         assert (raw.get("taken", 0.0), raw.get("estimated", 0.0)) == (fair.taken, fair.estimated)
         for band, twin in fair.bands.items():

@@ -12,6 +12,7 @@ from broker.errors import (
     DuplicateJobError,
     IdempotencyConflictError,
     JobNotFoundError,
+    OverloadedError,
     QueueFullError,
 )
 from broker.jobs import Delta, Event, EventType, NewJob, Status
@@ -51,9 +52,12 @@ def test_answers_to_an_enqueue() -> None:
     assert (replay.job_id, replay.replayed) == ("job_first", True)
     with pytest.raises(IdempotencyConflictError, match="job_first"):
         _answer(call, [5, b"job_first"])
+    outlook = [5, None, None, 5, 5, [0, 0, 0], 0, 0, [None, None]]
     for code, scope in ((2, "tenant"), (3, "model")):
-        with pytest.raises(QueueFullError, match=f"{scope} queue is full \\(9 jobs\\)"):
-            _answer(call, [code, 9])
+        with pytest.raises(QueueFullError, match=f"{scope} queue is full \\(9 jobs\\)") as full:
+            _answer(call, [code, 9, outlook, 9, b"batch"])
+        assert isinstance(full.value, OverloadedError) == (scope == "model")
+        assert full.value.retry_after_ms == 5_000
 
 
 def test_what_a_job_does_not_have_is_not_sent() -> None:
