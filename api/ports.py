@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Protocol
 
 from api.auth.principal import Principal
-from broker.jobs import Band, Event, Job, NewJob, Status
+from broker.jobs import Accepted, Band, Event, Job, NewJob, Status
 from broker.queue import CancelResult
 from broker.results import Resync
 from broker.stats import QueueStats, WorkerStatus
@@ -15,7 +15,7 @@ from broker.stats import QueueStats, WorkerStatus
 class Queue(Protocol):
     """`broker.queue.JobQueue` without its working side; same errors."""
 
-    async def enqueue(self, job: NewJob) -> int: ...
+    async def enqueue(self, job: NewJob) -> Accepted: ...
 
     async def get(self, job_id: str, *, tenant: str | None = None) -> Job: ...
 

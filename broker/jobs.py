@@ -107,8 +107,29 @@ class NewJob:
     result_ttl_s: int = 86_400
     #: Earliest start, counted from the enqueue; 0 is at once.
     delay_ms: int = 0
+    #: A job that waits at this moment (Unix milliseconds) expires; 0 is never.
+    deadline_ms: int = 0
+    #: Longest one attempt may run; 0 is without a bound. Kept by the worker.
+    execution_timeout_ms: int = 0
     #: Joins log lines across processes.
     request_id: str = ""
+    #: The tenant's own name for this request: for 24 hours the same name finds the same job.
+    idempotency_key: str = ""
+    #: What a request must have in common with the first one of its key; empty: its endpoint, model,
+    #: band and body.
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Accepted:
+    """Answer to an enqueue."""
+
+    #: Id of the job; with `replayed` that of the first request.
+    job_id: str
+    #: Jobs of the tenant that wait before it in its band.
+    position: int
+    #: The idempotency key had been used for the same request before; nothing was written.
+    replayed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,6 +161,12 @@ class Job:
     output: bytes | None
     error: JobError | None
     usage: Usage
+    #: Moment until which it has to be started (Unix milliseconds); 0 is never.
+    deadline_ms: int = 0
+    #: Longest one attempt may run; 0 is without a bound.
+    execution_timeout_ms: int = 0
+    #: Attempts that don't count towards `max_attempts`: handed back, or before a retry.
+    refunds: int = 0
 
     @property
     def is_terminal(self) -> bool:
@@ -180,6 +207,9 @@ class Job:
             output=raw.get(b"output"),
             error=JobError(**orjson.loads(error)) if error else None,
             usage=Usage(**usage),
+            deadline_ms=number(b"deadline_ms"),
+            execution_timeout_ms=number(b"execution_timeout_ms"),
+            refunds=number(b"refunds"),
         )
 
 

@@ -57,6 +57,11 @@ def tenant_jobs(tenant: str) -> str:
     return f"fb:tenant:{tenant}:jobs"
 
 
+def idempotency(tenant: str, digest: str) -> str:
+    """String with expiry: `<fingerprint>|<job id>` of a tenant's idempotency key."""
+    return f"fb:idem:{tenant}:{digest}"
+
+
 def worker(owner: str) -> str:
     """String with expiry: a worker's status as JSON."""
     return f"fb:worker:{owner}"

@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
-from broker.jobs import Band
+from broker.jobs import BANDS, Band
+from config.settings import Queue as QueueSettings
+
+
+def shedding_marks(settings: QueueSettings) -> dict[Band, int]:
+    """Waiting jobs of a queue from which on new ones of a band are refused; highest band first."""
+    parts = (settings.shed_interactive_at, settings.shed_standard_at, settings.shed_batch_at)
+    return {
+        band: ceil(settings.max_queued_total * part)
+        for band, part in zip(BANDS, parts, strict=True)
+    }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

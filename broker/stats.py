@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from broker.jobs import Band
+from broker.jobs import Band, JobError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +36,38 @@ class QueueStats:
     @property
     def depth(self) -> int:
         return sum(band.depth for band in self.bands)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Position:
+    """Where a waiting job stands."""
+
+    #: Jobs of its tenant that wait before it in its band (a delayed one has none before it).
+    position: int
+    #: Counted; far behind it is estimated.
+    exact: bool
+    #: Unix milliseconds; None while nothing was measured.
+    estimated_start_ms: int | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeadLetter:
+    """A job that was given up; at most 1,000 a queue, the oldest are dropped."""
+
+    #: Place among the letters of its queue; older ones have lower places.
+    letter: str
+    job_id: str
+    tenant: str
+    #: Why, as the code of the job's error.
+    code: str
+    attempt: int
+    died_ms: int
+    #: The record still lives: the job can be read, and put in again.
+    alive: bool
+    #: Of the record, while it lives.
+    endpoint: str = ""
+    band: Band | None = None
+    error: JobError | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,14 +16,14 @@ from api import keys
 from api.delivery.following import QUEUED_SEQ, Follower
 from api.ports import Queue
 from broker.errors import BrokerError, BrokerUnavailableError
-from broker.jobs import NewJob
+from broker.jobs import Accepted, NewJob
 from config.logs import get_logger
 
 log = get_logger(__name__)
 
 
-async def enqueue(app: web.Application, job: NewJob) -> int:
-    """Put a background job in; returns its position. Raises what the queue raises."""
+async def enqueue(app: web.Application, job: NewJob) -> Accepted:
+    """Put a background job in. Raises what the queue raises."""
     queue = app[keys.QUEUE]
     try:
         return await queue.enqueue(job)
@@ -53,7 +53,7 @@ async def attended(app: web.Application, job: NewJob) -> AsyncIterator[Follower]
                 app[keys.BACKGROUND].spawn(_cancel(queue, job, enqueued))
 
 
-async def _cancel(queue: Queue, job: NewJob, enqueued: asyncio.Future[int]) -> None:
+async def _cancel(queue: Queue, job: NewJob, enqueued: asyncio.Future[Accepted]) -> None:
     """End a job whose caller has left."""
     # Refused, there is no job; but when only the answer was lost, it is there all the same.
     with suppress(BrokerError):

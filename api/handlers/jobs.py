@@ -50,10 +50,10 @@ async def accept(request: web.Request, job: NewJob, prefer: Preference) -> web.R
     """Enqueue a background job; with `Prefer: wait` answer with its end when that is near."""
     app = request.app
     if not prefer.wait_s:
-        position = await enqueue(app, job)
+        position = (await enqueue(app, job)).position
         return _accepted(request, job, position, prefer)
     async with app[keys.HUB].subscribe(job.id) as subscription:
-        position = await enqueue(app, job)
+        position = (await enqueue(app, job)).position
         follower = Follower(app[keys.QUEUE], subscription, job.id, after=QUEUED_SEQ)
         if not await follower.terminal(within_s=prefer.wait_s):
             return _accepted(request, job, position, prefer)

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from broker import keys
 from broker.connections import check_server, connect, connect_async
 from broker.errors import BrokerUnavailableError, JobNotFoundError, QueueFullError
-from broker.jobs import Band, Delta, NewJob, Outcome, Status, Usage
+from broker.jobs import Accepted, Band, Delta, NewJob, Outcome, Status, Usage
 from broker.redis_queue import AsyncRedisQueue, RedisQueue
 from config.settings import Redis as RedisSettings
 from tests.conftest import free_port
@@ -51,7 +51,7 @@ async def test_many_async_calls_after_the_server_forgot_its_scripts(broker_url: 
     queue = AsyncRedisQueue(client, settings())
     jobs = [new_job() for _ in range(300)]
     positions = await asyncio.gather(*map(queue.enqueue, jobs))
-    assert sorted(positions) == list(range(300))
+    assert sorted(each.position for each in positions) == list(range(300))
     await client.script_flush()
     read = await asyncio.gather(*(queue.get(job.id) for job in jobs), queue.stats(MODEL))
     assert [job.id for job in read[:-1]] == [job.id for job in jobs]
@@ -68,7 +68,7 @@ async def test_one_bad_call_does_not_touch_the_others_of_its_batch(broker_url: s
         return_exceptions=True,
     )
     kinds = [type(answer) for answer in answers]
-    assert kinds == [int, int, QueueFullError, QueueFullError, JobNotFoundError, int]
+    assert kinds == [Accepted, Accepted, QueueFullError, QueueFullError, JobNotFoundError, Accepted]
     await client.aclose()
 
 
@@ -82,7 +82,7 @@ async def test_a_caller_that_gives_up_leaves_the_others_their_answers(broker_url
         task.cancel()
     answers = await asyncio.gather(*tasks, return_exceptions=True)
     assert all(isinstance(answer, asyncio.CancelledError) for answer in answers[::2])
-    assert all(isinstance(answer, int) for answer in answers[1::2])
+    assert all(isinstance(answer, Accepted) for answer in answers[1::2])
     await client.aclose()
 
 
@@ -299,7 +299,7 @@ def test_a_connection_that_broke_is_replaced_and_the_call_repeated(
     queue = RedisQueue(client, settings())
     queue.ping()
     behind(desk).client_kill_filter(_type="normal", skipme=True)
-    assert queue.enqueue(new_job()) == 0
+    assert queue.enqueue(new_job()).position == 0
     client.close()
 
 
@@ -319,8 +319,30 @@ def test_a_repeat_of_our_own_is_no_duplicate(
 
     desk.submit()
     monkeypatch.setattr(desk.queue, "_send", lossy)
-    assert desk.queue.enqueue(new_job()) == 1
+    assert desk.queue.enqueue(new_job()).position == 1
     assert desk.queue.stats(MODEL).depth == 2
+
+
+@pytest.mark.parametrize("failure", [redis.ConnectionError("lost"), redis.TimeoutError("late")])
+def test_the_job_is_found_after_a_crash_between_accept_and_answer(
+    desk: Harness, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    """The server took the job; no answer came, on this connection or on the next."""
+    assert isinstance(desk.queue, RedisQueue)
+    first, again = new_job(idempotency_key="k"), new_job(idempotency_key="k")
+    send = desk.queue._send
+
+    def cut(commands: object) -> None:
+        send(commands)  # type: ignore[arg-type]
+        raise failure
+
+    with monkeypatch.context() as patch:
+        patch.setattr(desk.queue, "_send", cut)
+        with pytest.raises(BrokerUnavailableError):
+            desk.queue.enqueue(first)
+    found = desk.queue.enqueue(again)
+    assert (found.job_id, found.replayed) == (first.id, True)
+    assert desk.queue.stats(MODEL).depth == 1
 
 
 def test_a_cap_published_for_all_is_seen_by_the_sweep(desk: Harness) -> None:
@@ -341,3 +363,15 @@ def test_large_bodies_and_outputs(desk: Harness) -> None:
     outcome = Outcome(status=Status.COMPLETED, output=body, usage=Usage(output_tokens=1))
     assert desk.queue.complete(claim, outcome)
     assert desk.queue.get(job_id).output == body
+
+
+def test_a_sweep_forgets_rates_of_tenants_long_gone(desk: Harness) -> None:
+    for tenant in ("gone", "here"):
+        desk.submit(tenant)
+        desk.finish(desk.claim_one())
+        desk.advance(3_500_000 if tenant == "gone" else 200_000)
+    desk.queue.sweep(MODEL)
+    fields = behind(desk).hkeys(BASE + "s")
+    assert b"d:here" in fields
+    assert b"d" in fields
+    assert b"d:gone" not in fields

@@ -6,9 +6,17 @@ from typing import Any
 
 import pytest
 
-from broker.calls import Call, Calls, Listing
-from broker.errors import DuplicateJobError, JobNotFoundError, QueueFullError
+from broker.call import Call
+from broker.calls import Calls
+from broker.errors import (
+    DuplicateJobError,
+    IdempotencyConflictError,
+    JobNotFoundError,
+    OverloadedError,
+    QueueFullError,
+)
 from broker.jobs import Delta, Event, EventType, NewJob, Status
+from broker.reading_calls import Listing
 from broker.wire import decode_event, pack
 from config.settings import Queue
 
@@ -36,13 +44,20 @@ def test_an_enum_is_sent_as_its_value() -> None:
 
 def test_answers_to_an_enqueue() -> None:
     call = CALLS.enqueue(_new())
-    assert _answer(call, [0, 3]) == 3
+    assert _answer(call, [0, 3]).position == 3
     with pytest.raises(DuplicateJobError):
         _answer(call, [1, 3])
-    assert _answer(call, [1, 3], repeated=True) == 3
+    assert _answer(call, [1, 3], repeated=True).position == 3
+    replay = _answer(call, [4, 0, b"job_first"])
+    assert (replay.job_id, replay.replayed) == ("job_first", True)
+    with pytest.raises(IdempotencyConflictError, match="job_first"):
+        _answer(call, [5, b"job_first"])
+    outlook = [5, None, None, 5, 5, [0, 0, 0], 0, 0, [None, None]]
     for code, scope in ((2, "tenant"), (3, "model")):
-        with pytest.raises(QueueFullError, match=f"{scope} queue is full \\(9 jobs\\)"):
-            _answer(call, [code, 9])
+        with pytest.raises(QueueFullError, match=f"{scope} queue is full \\(9 jobs\\)") as full:
+            _answer(call, [code, 9, outlook, 9, b"batch"])
+        assert isinstance(full.value, OverloadedError) == (scope == "model")
+        assert full.value.retry_after_ms == 5_000
 
 
 def test_what_a_job_does_not_have_is_not_sent() -> None:
