@@ -16,10 +16,14 @@ from api.app import make_app
 from api.auth.errors import AuthenticationError, Reason
 from api.auth.principal import Principal
 from api.protocol import ApiRunner
+from broker.async_queue import AsyncRedisQueue
+from broker.connections import connect, connect_async
 from broker.errors import BrokerUnavailableError
 from broker.jobs import Claim, Delta, JobError, Outcome, Status, Usage
 from broker.policies import TenantPolicy
 from broker.queue import JobQueue
+from broker.redis_queue import RedisQueue
+from broker.results import EventHub
 from broker.stats import WorkerStatus
 from config import catalogue
 from config.settings import Settings
@@ -107,6 +111,10 @@ class Worker:
                 self._work(claims[0])
                 # Let readers see what was published.
                 await asyncio.sleep(0)
+
+    def ring(self) -> None:
+        """Have a look: time has passed."""
+        self._bell.set()
 
     def check_cancelled(self) -> None:
         for claim in list(self.held):
@@ -236,6 +244,20 @@ async def serving(
         working.cancel()
         with suppress(asyncio.CancelledError):
             await working
+
+
+@asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[Api]:
+    """The API on a real server."""
+    client = connect(settings.redis)
+    async with connect_async(settings.redis) as async_client:
+        hub = EventHub(async_client)
+        await hub.start()
+        queue = AsyncRedisQueue(async_client, settings.queue)
+        async with serving(settings, RedisQueue(client, settings.queue), queue, hub) as api:
+            yield api
+        await hub.stop()
+    client.close()
 
 
 async def eventually(check: Callable[[], Any], *, within_s: float = 5.0) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
 
 import orjson
 from aiohttp import web
@@ -15,14 +17,34 @@ from broker.jobs import Band, NewJob
 from config.catalogue import ModelSpec
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Terms:
+    """How long, how often and when a job may run and be kept; as in `NewJob`.
+
+    What is None is the installation's default.
+    """
+
+    ttl_s: int | None = None
+    max_attempts: int | None = None
+    deadline_ms: int = 0
+    execution_timeout_ms: int = 0
+    delay_ms: int = 0
+
+
+_DEFAULT_TERMS: Final = Terms()
+
+
+def milliseconds(seconds: float | None) -> int:
+    return round((seconds or 0) * 1000)
+
+
 def new_job(
     request: web.Request,
     wanted: InferenceRequest,
     *,
     priority: str | None = None,
     metadata: dict[str, str] | None = None,
-    ttl_s: int | None = None,
-    max_attempts: int | None = None,
+    terms: Terms = _DEFAULT_TERMS,
     within: str = "",
 ) -> NewJob:
     """The job for a request of its tenant.
@@ -59,8 +81,11 @@ def new_job(
         body=body,
         metadata=orjson.dumps(metadata) if metadata else b"{}",
         stream=wanted.streams,
-        max_attempts=max_attempts or queue.max_attempts,
-        result_ttl_s=ttl_s or queue.result_ttl_s,
+        max_attempts=terms.max_attempts or queue.max_attempts,
+        result_ttl_s=terms.ttl_s or queue.result_ttl_s,
+        deadline_ms=terms.deadline_ms,
+        execution_timeout_ms=terms.execution_timeout_ms,
+        delay_ms=terms.delay_ms,
         request_id=request[keys.REQUEST_ID],
     )
 

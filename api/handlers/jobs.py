@@ -15,7 +15,7 @@ from api.delivery.attendance import enqueue
 from api.delivery.following import QUEUED_SEQ, Follower, final_record
 from api.errors import ApiError
 from api.handlers.body import Preference, preference, query_number, read_body
-from api.handlers.intake import new_job
+from api.handlers.intake import Terms, milliseconds, new_job
 from api.schemas.job_object import accepted, job_object, queue_ms
 from api.schemas.jobs import LISTING, SUBMISSION
 from api.schemas.parsing import parse, parse_query
@@ -38,8 +38,13 @@ async def submit(request: web.Request) -> web.Response:
         wanted.body,
         priority=wanted.priority,
         metadata=wanted.metadata,
-        ttl_s=wanted.ttl,
-        max_attempts=wanted.max_attempts,
+        terms=Terms(
+            ttl_s=wanted.ttl,
+            max_attempts=wanted.max_attempts,
+            deadline_ms=milliseconds(wanted.deadline),
+            execution_timeout_ms=milliseconds(wanted.execution_timeout),
+            delay_ms=milliseconds(wanted.delay),
+        ),
         within="body.",
     )
     max_wait_s = request.app[keys.SETTINGS].api.max_wait_s

@@ -30,6 +30,7 @@ def accepted(job: NewJob, *, created_ms: int, position: int) -> bytes:
             "started_at": None,
             "completed_at": None,
             "expires_at": None,
+            "deadline_at": _seconds(job.deadline_ms),
             "attempt": 0,
             "max_attempts": job.max_attempts,
             "queue": {"position": position},
@@ -73,6 +74,7 @@ def job_object(job: Job, *, with_output: bool = True) -> dict[str, Any]:
         "started_at": _seconds(job.started_ms),
         "completed_at": _seconds(job.finished_ms),
         "expires_at": _seconds(expires_ms),
+        "deadline_at": _seconds(job.deadline_ms),
         "attempt": job.attempt,
         "max_attempts": job.max_attempts,
         # A later position would cost a search of the queue.
