@@ -13,7 +13,13 @@ from typing import Any, Final
 import orjson
 from aiohttp import hdrs, web
 
-from broker.errors import BrokerError, BrokerUnavailableError, JobNotFoundError, QueueFullError
+from broker.errors import (
+    BrokerError,
+    BrokerUnavailableError,
+    IdempotencyConflictError,
+    JobNotFoundError,
+    QueueFullError,
+)
 from broker.jobs import Job, Status
 
 _REQUEST = "invalid_request_error"
@@ -110,6 +116,8 @@ def from_broker(error: BrokerError) -> ApiError:
     if isinstance(error, QueueFullError):
         whose = "Your queue" if error.scope == "tenant" else "The model's queue"
         return ApiError("queue_full", f"{whose} is full ({error.limit} jobs); try again later.")
+    if isinstance(error, IdempotencyConflictError):
+        return ApiError("idempotency_key_reused", job_id=error.job_id)
     if isinstance(error, BrokerUnavailableError):
         return ApiError("broker_unavailable")
     if isinstance(error, JobNotFoundError):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Final
 
 import orjson
@@ -32,6 +34,7 @@ class Terms:
 
 
 _DEFAULT_TERMS: Final = Terms()
+_IDEMPOTENCY_KEY: Final = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?")
 
 
 def milliseconds(seconds: float | None) -> int:
@@ -41,13 +44,14 @@ def milliseconds(seconds: float | None) -> int:
 def new_job(
     request: web.Request,
     wanted: InferenceRequest,
+    raw: bytes,
     *,
     priority: str | None = None,
     metadata: dict[str, str] | None = None,
     terms: Terms = _DEFAULT_TERMS,
     within: str = "",
 ) -> NewJob:
-    """The job for a request of its tenant.
+    """The job for a request of its tenant, whose body is `raw`.
 
     `within` is where the inference request lies in the body, for error messages. Raises `ApiError`.
     """
@@ -71,6 +75,7 @@ def new_job(
     if metadata is None:
         metadata = wanted.metadata
     body = wanted.to_body()
+    idempotency_key = _idempotency_key(request)
     return NewJob(
         tenant=principal.tenant,
         key_id=principal.key_id,
@@ -87,7 +92,28 @@ def new_job(
         execution_timeout_ms=terms.execution_timeout_ms,
         delay_ms=terms.delay_ms,
         request_id=request[keys.REQUEST_ID],
+        idempotency_key=idempotency_key,
+        fingerprint=_fingerprint(request, raw) if idempotency_key else "",
     )
+
+
+def _idempotency_key(request: web.Request) -> str:
+    """The caller's name for this request, or nothing. Raises `ApiError`."""
+    given = request.headers.get("Idempotency-Key")
+    if given is None:
+        return ""
+    if not _IDEMPOTENCY_KEY.fullmatch(given):
+        raise ApiError(
+            "invalid_request",
+            "It must have 1 to 255 visible ASCII characters.",
+            param="Idempotency-Key",
+        )
+    return given
+
+
+def _fingerprint(request: web.Request, raw: bytes) -> str:
+    """Of what was sent, byte by byte: what becomes of it may depend on the time and on policy."""
+    return blake2b(request.path.encode() + b"\0" + raw, digest_size=16).hexdigest()
 
 
 def _model(catalogue: Mapping[str, ModelSpec], wanted: InferenceRequest, within: str) -> ModelSpec:

@@ -11,12 +11,12 @@ import orjson
 from aiohttp import hdrs, web
 
 from api import keys
-from api.delivery.attendance import enqueue
+from api.delivery.attendance import REPLAYED, enqueue, first_record
 from api.delivery.following import QUEUED_SEQ, Follower, final_record
 from api.errors import ApiError
 from api.handlers.body import Preference, preference, query_number, read_body
 from api.handlers.intake import Terms, milliseconds, new_job
-from api.schemas.job_object import accepted, job_object, queue_ms
+from api.schemas.job_object import accepted_object, job_object, queue_ms
 from api.schemas.jobs import LISTING, SUBMISSION
 from api.schemas.parsing import parse, parse_query
 from broker.errors import JobNotFoundError
@@ -32,10 +32,12 @@ _RECORD_S = 5.0
 
 async def submit(request: web.Request) -> web.Response:
     """`POST /v1/jobs`."""
-    wanted = parse(SUBMISSION, await read_body(request))
+    raw = await read_body(request)
+    wanted = parse(SUBMISSION, raw)
     job = new_job(
         request,
         wanted.body,
+        raw,
         priority=wanted.priority,
         metadata=wanted.metadata,
         terms=Terms(
@@ -55,13 +57,17 @@ async def accept(request: web.Request, job: NewJob, prefer: Preference) -> web.R
     """Enqueue a background job; with `Prefer: wait` answer with its end when that is near."""
     app = request.app
     if not prefer.wait_s:
-        position = (await enqueue(app, job)).position
-        return _accepted(request, job, position, prefer)
+        accepted = await enqueue(app, job)
+        if accepted.replayed:
+            return await _replayed(request, accepted.job_id, prefer)
+        return _accepted(request, job, accepted.position, prefer)
     async with app[keys.HUB].subscribe(job.id) as subscription:
-        position = (await enqueue(app, job)).position
+        accepted = await enqueue(app, job)
+        if accepted.replayed:
+            return await _replayed(request, accepted.job_id, prefer)
         follower = Follower(app[keys.QUEUE], subscription, job.id, after=QUEUED_SEQ)
         if not await follower.terminal(within_s=prefer.wait_s):
-            return _accepted(request, job, position, prefer)
+            return _accepted(request, job, accepted.position, prefer)
     app[keys.METRICS].job_submitted(job.model, job.endpoint, job.band)
     record = await final_record(app[keys.QUEUE], job.id, within_s=_RECORD_S)
     return show(record, headers=prefer.applied)
@@ -72,7 +78,7 @@ def _accepted(request: web.Request, job: NewJob, position: int, prefer: Preferen
     created_ms = time.time_ns() // 1_000_000
     return web.Response(
         status=202,
-        body=accepted(job, created_ms=created_ms, position=position),
+        body=accepted_object(job, created_ms=created_ms, position=position),
         headers={
             hdrs.CONTENT_TYPE: _JSON,
             hdrs.LOCATION: f"/v1/jobs/{job.id}",
@@ -80,6 +86,15 @@ def _accepted(request: web.Request, job: NewJob, position: int, prefer: Preferen
             **prefer.applied,
         },
     )
+
+
+async def _replayed(request: web.Request, job_id: str, prefer: Preference) -> web.Response:
+    """The job that the idempotency key stands for, as it is now (or within `Prefer: wait`)."""
+    job = await first_record(request.app[keys.QUEUE], job_id)
+    if prefer.wait_s and not job.is_terminal:
+        job = await _wait(request, job, prefer.wait_s)
+    headers = {hdrs.LOCATION: f"/v1/jobs/{job.id}", **REPLAYED, **prefer.applied}
+    return show(job, status=200 if job.is_terminal else 202, headers=headers)
 
 
 async def fetch(request: web.Request) -> web.Response:

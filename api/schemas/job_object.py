@@ -15,7 +15,7 @@ def urls(job_id: str) -> dict[str, str]:
     return {"self": base, "events": f"{base}/events", "cancel": f"{base}/cancel"}
 
 
-def accepted(job: NewJob, *, created_ms: int, position: int) -> bytes:
+def accepted_object(job: NewJob, *, created_ms: int, position: int) -> bytes:
     """A job that was just enqueued: what `job_object` would say of it, without reading it back."""
     return orjson.dumps(
         {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -9,11 +10,13 @@ from typing import Any
 
 import pytest
 
-from broker.jobs import Status
+from api import keys
+from broker.errors import BrokerUnavailableError, JobNotFoundError
+from broker.jobs import Accepted, NewJob, Status
 from broker.memory import AsyncMemoryQueue, MemoryQueue
 from broker.results import MemoryHub
 from config.settings import load
-from tests.apiserver import CHAT, Api, eventually, job, running, serving
+from tests.apiserver import CHAT, Api, chat, eventually, job, running, serving
 from tests.conftest import _flushed
 
 
@@ -86,3 +89,137 @@ async def test_a_delayed_job_waits(api: Api) -> None:
     await eventually(started)
     record = api.queue.get(submitted["id"])
     assert record.started_ms - record.created_ms >= 300
+
+
+KEY = {"Idempotency-Key": "order 66"}
+
+
+async def test_the_same_request_finds_the_same_job(api: Api) -> None:
+    payload = job("hold", delay=0.001, deadline=time.time() + 600)
+    first = await api.client.post("/v1/jobs", json=payload, headers=KEY)
+    assert "Idempotent-Replayed" not in first.headers
+    again = await api.client.post("/v1/jobs", json=payload, headers=KEY)
+    assert (first.status, again.status) == (202, 202)
+    assert again.headers["Idempotent-Replayed"] == "true"
+    assert again.headers["Location"] == first.headers["Location"]
+    assert (await again.json())["id"] == (await first.json())["id"]
+    api.worker.ring()
+    await eventually(lambda: api.worker.ring() or api.worker.held)
+    waiting = asyncio.create_task(
+        api.client.post("/v1/jobs", json=payload, headers={**KEY, "Prefer": "wait=20"})
+    )
+    api.worker.release()
+    ended = await waiting
+    assert (ended.status, (await ended.json())["status"]) == (200, "completed")
+    assert ended.headers["Idempotent-Replayed"] == "true"
+    assert len(api.queue.list_jobs("ten_a")[0]) == 1
+
+
+async def test_another_request_may_not_use_the_key(api: Api) -> None:
+    first = await (await api.client.post("/v1/jobs", json=job(), headers=KEY)).json()
+    for path, payload in (
+        ("/v1/jobs", job("else")),
+        ("/v1/jobs", job(ttl=5)),
+        ("/v1/chat/completions", chat()),
+        ("/v1/chat/completions", chat(stream=True)),
+    ):
+        response = await api.client.post(path, json=payload, headers=KEY)
+        assert response.status == 422
+        error = (await response.json())["error"]
+        assert (error["code"], error["job_id"]) == ("idempotency_key_reused", first["id"])
+    other = {**KEY, "Authorization": "Bearer b"}
+    theirs = await api.client.post("/v1/jobs", json=job(), headers=other)
+    assert theirs.status == 202
+    assert (await theirs.json())["id"] != first["id"]
+
+
+@pytest.mark.parametrize("prefer", ["", "wait=5"])
+async def test_a_repeat_finds_the_job_whose_answer_was_lost(
+    api: Api, prefer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = api.app[keys.QUEUE]
+    enqueue = queue.enqueue
+
+    async def lose(job: NewJob) -> Accepted:
+        await enqueue(job)
+        raise BrokerUnavailableError("no answer")
+
+    monkeypatch.setattr(queue, "enqueue", lose)
+    headers = {**KEY, "Prefer": prefer}
+    assert (await api.client.post("/v1/jobs", json=job(), headers=headers)).status == 503
+    monkeypatch.undo()
+    again = await api.client.post("/v1/jobs", json=job(), headers=headers)
+    ((made,), _) = api.queue.list_jobs("ten_a")
+    assert again.headers["Idempotent-Replayed"] == "true"
+    assert (await again.json())["id"] == made.id
+    await eventually(lambda: api.queue.get(made.id).status is Status.COMPLETED)
+
+
+async def test_a_repeated_sync_call_gets_the_answer_of_the_first(api: Api) -> None:
+    call = asyncio.create_task(
+        api.client.post("/v1/chat/completions", json=chat("hold"), headers=KEY)
+    )
+    await api.worker.holding.wait()
+    job_id = api.worker.held[0].job.id
+    # The caller is cut off, and comes back: twice at the same time.
+    call.cancel()
+    calls = [
+        asyncio.create_task(api.client.post("/v1/chat/completions", json=chat("hold"), headers=KEY))
+        for _ in range(2)
+    ]
+    await api.client.get("/healthz")
+    api.worker.check_cancelled()
+    assert api.queue.get(job_id).status is Status.IN_PROGRESS
+    api.worker.release()
+    for response in [
+        *await asyncio.gather(*calls),
+        await api.client.post("/v1/chat/completions", json=chat("hold"), headers=KEY),
+    ]:
+        assert response.status == 200
+        assert response.headers["Idempotent-Replayed"] == "true"
+        assert response.headers["x-job-id"] == job_id
+        assert await response.read() == api.queue.get(job_id).output
+    assert len(api.queue.list_jobs("ten_a")[0]) == 1
+
+
+async def test_a_repeated_stream_is_the_whole_stream(api: Api) -> None:
+    payload = chat("hold", stream=True)
+    first = await api.client.post("/v1/chat/completions", json=payload, headers=KEY)
+    await first.content.readuntil(b"held ")
+    first.close()
+    again = await api.client.post("/v1/chat/completions", json=payload, headers=KEY)
+    await again.content.readuntil(b"held ")
+    api.worker.release()
+    assert (await again.text()).endswith("data: [DONE]\n\n")
+    late = await api.client.post("/v1/chat/completions", json=payload, headers=KEY)
+    for response in (again, late):
+        assert response.headers["Idempotent-Replayed"] == "true"
+        assert response.headers["x-job-id"] == first.headers["x-job-id"]
+    text = await late.text()
+    assert "held to the end" in text
+    assert text.endswith("data: [DONE]\n\n")
+
+
+async def test_a_repeat_after_the_result_is_gone_is_410(api: Api) -> None:
+    payload = job(ttl=1)
+    first = await (await api.client.post("/v1/jobs", json=payload, headers=KEY)).json()
+    await eventually(lambda: api.queue.get(first["id"]).is_terminal)
+
+    def gone() -> bool:
+        try:
+            api.queue.get(first["id"])
+        except JobNotFoundError:
+            return True
+        return False
+
+    await eventually(gone)
+    again = await api.client.post("/v1/jobs", json=payload, headers=KEY)
+    error = (await again.json())["error"]
+    assert (again.status, error["code"], error["job_id"]) == (410, "result_expired", first["id"])
+
+
+@pytest.mark.parametrize("key", ["", " ", "x" * 256, "a\tb", "ü"])
+async def test_a_bad_key_is_refused(api: Api, key: str) -> None:
+    response = await api.client.post("/v1/jobs", json=job(), headers={"Idempotency-Key": key})
+    assert response.status == 400
+    assert (await response.json())["error"]["param"] == "Idempotency-Key"
