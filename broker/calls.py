@@ -20,10 +20,13 @@ from broker.errors import (
     NotRetryableError,
     OverloadedError,
     QueueFullError,
+    RateLimitedError,
 )
 from broker.forecast import Outlook, queue_wait_ms, tenant_wait_ms
 from broker.idempotency import LIFETIME_MS, digests
 from broker.jobs import Accepted, Band, Claim, Delta, Job, JobError, NewJob, Outcome, Status
+from broker.limits import METERS, NO_LIMITS, LimitState
+from broker.limits import state as limit_state
 from broker.policies import TenantPolicy, shedding_marks
 from broker.queue import CancelResult, LeaseState
 from broker.reading_calls import ReadingCalls
@@ -55,16 +58,16 @@ class Calls(ReadingCalls):
     # -- submitting side --------------------------------------------------------------------------
     def enqueue(self, job: NewJob) -> Call[Accepted]:
         def decode(reply: Any, repeated: bool) -> Accepted:
-            code, value = reply[:2]
+            code = reply[0]
             if code == 0 or (code == 1 and repeated):
-                return Accepted(job_id=job.id, position=int(value))
+                return _accepted(job.id, reply)
             if code == 1:
                 raise DuplicateJobError(job.id)
             if code == 4:
-                first = reply[2].decode()
-                return Accepted(job_id=first, position=int(value), replayed=first != job.id)
+                first = reply[4].decode()
+                return _accepted(first, reply, replayed=first != job.id)
             if code == 5:
-                raise IdempotencyConflictError(value.decode())
+                raise IdempotencyConflictError(reply[1].decode())
             raise self._refusal(reply)
 
         fields: list[Arg] = [
@@ -86,7 +89,8 @@ class Calls(ReadingCalls):
             scripts.ENQUEUE, decode, (keys.base(job.model),),
             job.id, job.tenant, job.band, job.cost, job.delay_ms,
             self._max_queued, self._marks[job.band], job.deadline_ms,
-            name and keys.idempotency(job.tenant, name), request, LIFETIME_MS, *fields,
+            name and keys.idempotency(job.tenant, name), request, LIFETIME_MS,
+            _limits(job), job.key_id, *fields,
         )  # fmt: skip
 
     def cancel(self, job_ids: Sequence[str], tenant: str | None) -> Call[dict[str, CancelResult]]:
@@ -113,7 +117,7 @@ class Calls(ReadingCalls):
                     raise NotRetryableError(job_id, status)
             elif code:
                 raise self._refusal(reply)
-            return Accepted(job_id=job_id, position=reply[1] if code == 0 else 0)
+            return _accepted(job_id, reply if code == 0 else [0, 0, 0, []])
 
         return script_call(
             scripts.RETRY, decode, (keys.job(job_id),),
@@ -122,12 +126,25 @@ class Calls(ReadingCalls):
 
     def _refusal(self, reply: Any) -> BrokerError:
         """The error for what `refusal` in the prelude returns."""
+        if reply[0] == 7:
+            return self._limited(*reply[1:])
         code, limit, raw, waiting, name = reply
         band = Band(name.decode())
         outlook = Outlook.from_reply(raw, band, self._weight)
         if code == 2:
             return QueueFullError("tenant", limit, tenant_wait_ms(outlook, band, limit))
         return OverloadedError(band, limit, queue_wait_ms(outlook, waiting, limit))
+
+    def _limited(
+        self, which: int, wait: int, bound: int, now: int, meters: list[Any], raw: Any, name: bytes
+    ) -> RateLimitedError:
+        states = _states(meters, now)
+        if which <= len(METERS):
+            return RateLimitedError(*METERS[which - 1], bound, wait, states)
+        band = Band(name.decode())
+        outlook = Outlook.from_reply(raw, band, self._weight)
+        wait = tenant_wait_ms(outlook, band, bound)
+        return RateLimitedError("tenant", "jobs", bound, wait, states)
 
     # -- dead letters -----------------------------------------------------------------------------
     def replay_dead(
@@ -229,3 +246,33 @@ class Calls(ReadingCalls):
     def load_scripts(self) -> Call[None]:
         commands = tuple(("SCRIPT", "LOAD", script.source) for script in scripts.ALL)
         return Call(commands, lambda replies, _: None)
+
+
+def _limits(job: NewJob) -> str:
+    """The rate limits of a job as the scripts take them; empty without any."""
+    mine, keys_ = job.limits, job.key_limits if job.key_id else NO_LIMITS
+    numbers = (
+        mine.requests_per_minute,
+        mine.tokens_per_minute,
+        mine.max_jobs,
+        keys_.requests_per_minute,
+        keys_.tokens_per_minute,
+    )
+    return "|".join(map(str, numbers)) if any(numbers) else ""
+
+
+def _accepted(job_id: str, reply: Any, *, replayed: bool = False) -> Accepted:
+    """From `{…, position, now, meters, …}`."""
+    _, position, now, meters = reply[:4]
+    limits = _states(meters, now) if meters else ()
+    return Accepted(job_id=job_id, position=position, replayed=replayed, limits=limits)
+
+
+def _states(meters: list[Any], now: int) -> tuple[LimitState, ...]:
+    """From `limit, theoretical arrival time or empty, …` in the order of `METERS`."""
+    pairs_ = zip(meters[::2], meters[1::2], strict=True)
+    return tuple(
+        limit_state(scope, kind, limit, float(at) if at else None, now)
+        for (scope, kind), (limit, at) in zip(METERS, pairs_, strict=True)
+        if limit
+    )

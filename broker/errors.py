@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from broker.limits import LimitState
+
 
 class BrokerError(Exception):
     """Anything the broker can't do."""
@@ -29,6 +31,28 @@ class OverloadedError(QueueFullError):
     def __init__(self, band: str, limit: int, retry_after_ms: int) -> None:
         super().__init__("model", limit, retry_after_ms)
         self.band = band
+
+
+class RateLimitedError(BrokerError):
+    """A limit of the tenant or of its key doesn't let the job in now; nothing was written."""
+
+    def __init__(
+        self,
+        scope: str,
+        kind: str,
+        limit: int,
+        retry_after_ms: int,
+        limits: tuple[LimitState, ...] = (),
+    ) -> None:
+        super().__init__(f"{scope} limit of {limit} {kind} is reached")
+        #: `tenant` or `key`.
+        self.scope = scope
+        #: `requests` or `tokens` (per minute), or `jobs` (accepted and not terminal).
+        self.kind = kind
+        self.limit = limit
+        self.retry_after_ms = retry_after_ms
+        #: All rate limits of the job, for headers.
+        self.limits = limits
 
 
 class DuplicateJobError(BrokerError):

@@ -10,6 +10,8 @@ from typing import Any
 
 import orjson
 
+from broker.limits import NO_LIMITS, LimitState, RateLimits
+
 #: Crockford's base 32: no letters that look like digits.
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 #: Two letters, 10 bits, at a time: an id is made for every request.
@@ -118,6 +120,9 @@ class NewJob:
     #: What a request must have in common with the first one of its key; empty: its endpoint, model,
     #: band and body.
     fingerprint: str = ""
+    #: Bounds of the tenant, and of the key (`key_id`) it was submitted with.
+    limits: RateLimits = NO_LIMITS
+    key_limits: RateLimits = NO_LIMITS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,6 +135,8 @@ class Accepted:
     position: int
     #: The idempotency key had been used for the same request before; nothing was written.
     replayed: bool = False
+    #: The rate limits the job is under, as they stand now.
+    limits: tuple[LimitState, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -62,6 +62,11 @@ def idempotency(tenant: str, digest: str) -> str:
     return f"fb:idem:{tenant}:{digest}"
 
 
+def limits(scope: str, owner: str) -> str:
+    """Hash with expiry: theoretical arrival times of `requests` and `tokens`; scope `t` or `k`."""
+    return f"fb:limit:{scope}:{owner}"
+
+
 def worker(owner: str) -> str:
     """String with expiry: a worker's status as JSON."""
     return f"fb:worker:{owner}"

@@ -35,9 +35,11 @@ class MemoryQueue(MemoryReadings):
         with self._lock:
             queue = self._queues.setdefault(job.model, ModelQueue())
             position = len(queue.lists.get((job.band, job.tenant), ()))
+            now = self._clock_ms()
+            record = new_record(job, now)
             name, request = digests(job)
             known = self._named.get((job.tenant, name))
-            if name and known and known.expires_ms > self._clock_ms():
+            if name and known and known.expires_ms > now:
                 if known.request != request:
                     raise IdempotencyConflictError(known.job_id)
                 mine = known.job_id == job.id
@@ -45,13 +47,14 @@ class MemoryQueue(MemoryReadings):
                     job_id=known.job_id,
                     position=max(position - 1, 0) if mine else 0,
                     replayed=not mine,
+                    limits=self._meters.states(record.limits, now),
                 )
             if self._find(job.id):
                 raise DuplicateJobError(job.id)
+            self._check_limits(record)
             self._check_room(job.model, job.tenant, job.band)
-            now = self._clock_ms()
-            record = new_record(job, now)
             self._records[job.id] = record
+            self._meters.take(record.limits, job.cost, now)
             if name:
                 self._named[job.tenant, name] = Named(request, job.id, now + LIFETIME_MS)
             queue.waiting[job.tenant] += 1
@@ -59,7 +62,11 @@ class MemoryQueue(MemoryReadings):
                 queue.delayed[job.id] = now + job.delay_ms
             else:
                 queue.put(record.job, now, head=False)
-            return Accepted(job_id=job.id, position=position)
+            return Accepted(
+                job_id=job.id,
+                position=position,
+                limits=self._meters.states(record.limits, now),
+            )
 
     def cancel(self, job_id: str, *, tenant: str | None = None) -> CancelResult:
         with self._lock:
@@ -90,8 +97,11 @@ class MemoryQueue(MemoryReadings):
             record = self._owned(job_id, tenant)
             if record.job.status not in (Status.FAILED, Status.EXPIRED):
                 raise NotRetryableError(job_id, record.job.status)
+            self._check_limits(record)
             self._check_room(record.job.model, record.job.tenant, record.job.band)
-            return Accepted(job_id=job_id, position=self._revive(record, deadline_ms))
+            position = self._revive(record, deadline_ms)
+            limits = self._meters.states(record.limits, self._clock_ms())
+            return Accepted(job_id=job_id, position=position, limits=limits)
 
     # -- dead letters -----------------------------------------------------------------------------
     def replay_dead(

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from broker.drain import Drain, drained
 from broker.fairness import FairShare
 from broker.jobs import BANDS, Band, Event, Job, NewJob, Status, Usage
+from broker.limits import NO_LIMITS
+from broker.memory_limits import Owner, limits_of
 from broker.stats import DeadLetter
 
 #: Events kept per job.
@@ -18,6 +20,9 @@ _EVENTS = 512
 class Record:
     job: Job
     refunds: int = 0
+    #: Rate limits it is under, and the tenant's bound of jobs at once.
+    limits: list[tuple[Owner, int]] = field(default_factory=list)
+    max_jobs: int = 0
     #: Since when the job waits, or waited.
     since_ms: int = 0
     #: Attempts that were given back, and completed, by their worker.
@@ -155,4 +160,6 @@ def new_record(new: NewJob, now: int) -> Record:
         deadline_ms=new.deadline_ms,
         execution_timeout_ms=new.execution_timeout_ms,
     )
-    return Record(job, since_ms=now + new.delay_ms)
+    key_limits = new.key_limits if new.key_id else NO_LIMITS
+    limits = limits_of(new.tenant, new.limits, new.key_id, key_limits)
+    return Record(job, limits=limits, max_jobs=new.limits.max_jobs, since_ms=now + new.delay_ms)

@@ -6,10 +6,12 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from math import ceil
 
-from broker.errors import JobNotFoundError, OverloadedError, QueueFullError
+from broker.errors import JobNotFoundError, OverloadedError, QueueFullError, RateLimitedError
 from broker.forecast import RIVALS, Outlook, part_of_band, queue_wait_ms, tenant_wait_ms
 from broker.jobs import BANDS, Band, Event, EventType, Job, JobError, Outcome, Status, Usage
+from broker.memory_limits import Meters
 from broker.memory_state import Lease, ModelQueue, Named, Record
 from broker.policies import TenantPolicy, shedding_marks
 from broker.stats import DeadLetter, WorkerStatus
@@ -37,6 +39,7 @@ class MemoryStore:
         self._queues: dict[str, ModelQueue] = {}
         self._policies: dict[str, TenantPolicy] = {}
         self._named: dict[tuple[str, str], Named] = {}
+        self._meters = Meters()
         self._workers: dict[str, tuple[WorkerStatus, int]] = {}
         self._listeners: list[Callable[[str, Event], None]] = []
 
@@ -86,6 +89,7 @@ class MemoryStore:
 
     def _finish(self, record: Record, outcome: Outcome) -> None:
         now = self._clock_ms()
+        self._meters.settle(record.limits, outcome.usage.total_tokens - record.job.cost, now)
         record.expires_ms = now + record.job.result_ttl_s * 1000
         self._advance(
             record,
@@ -164,6 +168,23 @@ class MemoryStore:
             outlook = self._outlook(state, tenant, band)
             raise OverloadedError(band, mark, queue_wait_ms(outlook, waiting, mark))
 
+    def _check_limits(self, record: Record) -> None:
+        """Raises `RateLimitedError` when a limit doesn't let a job in."""
+        job, now = record.job, self._clock_ms()
+        refused = self._meters.weigh(record.limits, job.cost, now)
+        if refused:
+            (scope, kind, _), limit, wait = refused
+            states = self._meters.states(record.limits, now)
+            raise RateLimitedError(scope, kind, limit, ceil(wait), states)
+        jobs = sum(
+            state.waiting[job.tenant] + state.running[job.tenant] for state in self._queues.values()
+        )
+        if 0 < record.max_jobs <= jobs:
+            outlook = self._outlook(self._queues[job.model], job.tenant, job.band)
+            wait_ms = tenant_wait_ms(outlook, job.band, record.max_jobs)
+            states = self._meters.states(record.limits, now)
+            raise RateLimitedError("tenant", "jobs", record.max_jobs, wait_ms, states)
+
     def _outlook(self, state: ModelQueue, tenant: str, band: Band) -> Outlook:
         now = self._clock_ms()
         oldest = [since for each in state.since.values() for since in each.values()]
@@ -190,6 +211,7 @@ class MemoryStore:
         job, state = record.job, self._queues[record.job.model]
         state.unbury(job.id)
         record.refunds = job.attempt
+        self._meters.take(record.limits, job.cost, self._clock_ms())
         record.expires_ms, record.text, record.since_ms = None, "", self._clock_ms()
         self._advance(
             record,

@@ -28,7 +28,8 @@ class JobQueue(Protocol):
         The key is kept in the same step: whoever lost the answer asks again with the same key, and
         gets the job if there is one. A job that was replayed may have ended and even expired.
         Raises `QueueFullError` (of a tenant; `OverloadedError`: the model sheds this band),
-        `DuplicateJobError` or `IdempotencyConflictError`; then nothing was written.
+        `RateLimitedError`, `DuplicateJobError` or `IdempotencyConflictError`; then nothing was
+        written, and nothing taken of any limit.
         """
         ...
 
@@ -65,7 +66,8 @@ class JobQueue(Protocol):
         """Put a failed or expired job in again, at the tail; all its attempts are its own again.
 
         Its old deadline is dropped; a dead letter of it is, too. Attempt and event numbers go on.
-        Raises `NotRetryableError` in another state, `JobNotFoundError`, `QueueFullError`.
+        It is under the limits it was submitted with. Raises `NotRetryableError` in another state,
+        `JobNotFoundError`, `QueueFullError`, `RateLimitedError`.
         """
         ...
 
@@ -154,6 +156,8 @@ class JobQueue(Protocol):
         limit: int = 1_000,
     ) -> list[str]:
         """Retry jobs of dead letters, oldest first, as far as there is room; returns their ids.
+
+        Rate limits are charged and hold none of them up.
 
         Not repeated when an answer is lost: what was replayed by then is no dead letter any more.
         """

@@ -16,6 +16,7 @@ from broker.drain import FADING_MS
 from broker.fairness import LEAST_TOKENS, MEMORY
 from broker.forecast import RIVALS
 from broker.jobs import BAND_SHARES, BANDS
+from broker.limits import MINUTE_MS, TOLERANCE_MS
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ def _constants() -> str:
         f"local PLACE = {{{places}}}\nlocal STATE = {{{state}}}\n"
         f"local MEMORY, LEAST_TOKENS = {MEMORY!r}, {LEAST_TOKENS!r}\n"
         f"local FADING_MS, RIVALS = {FADING_MS!r}, {RIVALS!r}\n"
+        f"local MINUTE_MS, TOLERANCE_MS = {MINUTE_MS!r}, {TOLERANCE_MS!r}\n"
     )
 
 

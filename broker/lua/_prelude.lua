@@ -175,7 +175,7 @@ end
 local function read_job(id)
   local raw = call('HMGET', 'fb:job:' .. id, 'status', 'tenant', 'band', 'model', 'cost', 'attempt',
     'refunds', 'max_attempts', 'seq', 'result_ttl_s', 'deadline_ms',
-    'created_ms', 'queued_ms')
+    'created_ms', 'queued_ms', 'limits', 'key_id')
   if not raw[1] then
     return nil
   end
@@ -184,6 +184,7 @@ local function read_job(id)
     cost = tonumber(raw[5]), attempt = tonumber(raw[6] or 0), refunds = tonumber(raw[7] or 0),
     max_attempts = tonumber(raw[8]), seq = tonumber(raw[9]), ttl = tonumber(raw[10]),
     deadline = raw[11] or nil, since = tonumber(raw[13] or raw[12]),
+    limits = raw[14] or nil, key_id = raw[15] or '',
   }
 end
 
@@ -238,13 +239,38 @@ local function unwait(base, id, job)
   count_down(base .. 'n', job.tenant)
 end
 
+-- The rate limits of a job (`requests|tokens|jobs|requests of the key|tokens of the key`), as
+-- {key of the meters, requests, tokens} for the tenant and its API key, and jobs at once.
+local function read_limits(limits, tenant, key_id)
+  local r, t, jobs, key_r, key_t = string.match(limits, '^(%d+)|(%d+)|(%d+)|(%d+)|(%d+)$')
+  return {{'fb:limit:t:' .. tenant, tonumber(r), tonumber(t)},
+    {'fb:limit:k:' .. key_id, tonumber(key_r), tonumber(key_t)}}, tonumber(jobs)
+end
+
+-- Puts right the tokens that were taken at submit: `tokens` is really taken minus taken then.
+local function settle_limits(job, tokens, now)
+  for _, scope in ipairs((read_limits(job.limits, job.tenant, job.key_id))) do
+    if scope[3] > 0 and tokens ~= 0 then
+      local at = call('HMGET', scope[1], 'requests', 'tokens')
+      local to = math.max(now, math.max(tonumber(at[2] or now), now) + tokens * MINUTE_MS / scope[3])
+      if at[2] or to > now then
+        call('HSET', scope[1], 'tokens', string.format('%.17g', to))
+        call('PEXPIRE', scope[1], math.ceil(math.max(to, tonumber(at[1] or 0)) - now) + 1000)
+      end
+    end
+  end
+end
+
 -- Makes a job terminal, once it is out of queue, delay and lease. `fields` are further fields and
--- values of the record (output, error, usage).
-local function finish(base, id, job, status, now, fields)
+-- values of the record (output, error, usage); `taken`: tokens it really took.
+local function finish(base, id, job, status, now, fields, taken)
   local key = 'fb:job:' .. id
   local seq = job.seq + 1
   call('HDEL', base .. 'j', id)
   count_out(base, job.tenant)
+  if job.limits then
+    settle_limits(job, (taken or 0) - job.cost, now)
+  end
   call('HSET', key, 'status', status, 'finished_ms', now, 'seq', seq, unpack(fields))
   log_event(id, seq, status, job.attempt)
   call('EXPIRE', key, job.ttl)
@@ -394,6 +420,64 @@ local function refusal(base, tenant, band, default_bound, mark, now)
   return nil, known
 end
 
+-- Jobs of a tenant in all queues that are not terminal: counted where they are, so that nothing can
+-- be left over.
+local function jobs_of(tenant)
+  local sum = 0
+  for _, queue in ipairs(call('SMEMBERS', 'fb:queues')) do
+    sum = sum + tonumber(call('ZSCORE', base_of(queue) .. 't', tenant) or 0)
+  end
+  return sum
+end
+
+-- Looks at the limits of a job (GCRA, see broker/limits.py). Returns which one doesn't let it in
+-- (1…4, the one that takes longest; 5: jobs at once) or nil, how long (ms), the limit; the meters as
+-- limit, TAT, … before it and after it; and what to write then.
+local function weigh(limits, tenant, key_id, cost, now)
+  local scopes, jobs = read_limits(limits, tenant, key_id)
+  local which, longest, bound, before, after, writes = nil, TOLERANCE_MS, 0, {}, {}, {}
+  for n, scope in ipairs(scopes) do
+    local requests, tokens = scope[2], scope[3]
+    local at = (requests > 0 or tokens > 0) and call('HMGET', scope[1], 'requests', 'tokens') or {}
+    local write, last = {scope[1]}, 0
+    for k = 1, 2 do
+      local limit, place = scope[k + 1], 4 * n + 2 * k - 5
+      before[place], before[place + 1] = limit, at[k] or ''
+      after[place], after[place + 1] = limit, ''
+      if limit > 0 then
+        local units, step = k == 1 and 1 or cost, MINUTE_MS / limit
+        local from = math.max(tonumber(at[k] or now), now)
+        local wait = from + math.min(units, limit) * step - now - MINUTE_MS
+        if wait > longest then
+          which, longest, bound = 2 * n + k - 2, wait, limit
+        end
+        local to = string.format('%.17g', from + units * step)
+        after[place + 1] = to
+        write[#write + 1] = k == 1 and 'requests' or 'tokens'
+        write[#write + 1] = to
+        last = math.max(last, from + units * step)
+      else
+        last = math.max(last, tonumber(at[k] or 0))
+      end
+    end
+    if #write > 1 then
+      writes[#writes + 1] = {write, scope[1], math.ceil(last - now) + 1000}
+    end
+  end
+  if not which and jobs > 0 and jobs_of(tenant) >= jobs then
+    which, longest, bound = 5, 0, jobs
+  end
+  return which, math.ceil(longest), bound, before, after, writes
+end
+
+-- Takes what `weigh` has found.
+local function take_limits(writes)
+  for _, write in ipairs(writes) do
+    call('HSET', unpack(write[1]))
+    call('PEXPIRE', write[2], write[3])
+  end
+end
+
 -- Counts a job in that is going to wait; `known`: jobs of the queue before.
 local function take_in(base, id, cost, band, tenant, known)
   call('HSET', base .. 'j', id, cost .. '|' .. band .. '|' .. tenant)
@@ -418,6 +502,10 @@ local function revive(base, id, job, deadline, now, known)
   call('PERSIST', key)
   call('PERSIST', key .. ':events')
   call('DEL', key .. ':text')
+  if job.limits then
+    local _, _, _, _, _, writes = weigh(job.limits, job.tenant, job.key_id, job.cost, now)
+    take_limits(writes)
+  end
   call('ZADD', 'fb:tenant:' .. job.tenant .. ':jobs', 'NX', call('HGET', key, 'created_ms'), id)
   log_event(id, job.seq + 1, 'queued', job.attempt)
   take_in(base, id, job.cost, job.band, job.tenant, known)

@@ -46,7 +46,7 @@ if status == 'completed' then
 end
 call('HSET', base .. 's', unpack(changed))
 unpark(base, job.tenant, running, ARGV[6])
-finish(base, id, job, status, now, {'ended', attempt, unpack(ARGV, 8)})
+finish(base, id, job, status, now, {'ended', attempt, unpack(ARGV, 8)}, tonumber(ARGV[4]))
 if ARGV[7] ~= '' then
   bury(base, id, job, now, ARGV[7])
 end

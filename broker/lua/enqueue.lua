@@ -6,10 +6,13 @@
 -- ARGV[7] waiting jobs of the queue from which on this band is refused
 -- ARGV[8] deadline (ms since 1970), or 0
 -- ARGV[9] key of the idempotency entry, or empty  [10] digest of the request  [11] life of the entry
--- ARGV[12…] further fields and values of the record
--- Returns {0, position in the tenant's list} | {1, position}: this id exists | {4, position, id}:
--- accepted before, as this id | {5, id}: the idempotency key belongs to another request | what
--- `refusal` returns.
+-- ARGV[12] rate limits (see `read_limits`), or empty  [13] id of the API key
+-- ARGV[14…] further fields and values of the record
+-- Returns {0, position in the tenant's list, now, meters} | {1, position, now, meters}: this id
+-- exists | {4, position, now, meters, id}: accepted before, as this id | {5, id}: the idempotency key
+-- belongs to another request | {7, limit that is reached, wait (ms), its bound, now, meters, outlook
+-- if it is jobs at once, band} | what `refusal` returns. Meters and limits: see `weigh`; no meters
+-- without rate limits.
 -- The event `job.queued` (seq 1) isn't written: it is told by the record alone.
 
 local base, id, tenant, band = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
@@ -22,6 +25,11 @@ local RETENTION_MS = 691200000
 if not (SHARE[band] and cost and cost >= 1 and delay and delay >= 0 and deadline) then
   return redis.error_reply('ERR bad band, cost, delay or deadline')
 end
+local now = now_ms()
+local over, wait, bound, before, after, writes
+if ARGV[12] ~= '' then
+  over, wait, bound, before, after, writes = weigh(ARGV[12], tenant, ARGV[13], cost, now)
+end
 if ARGV[9] ~= '' then
   local known = call('GET', ARGV[9])
   if known then
@@ -29,20 +37,28 @@ if ARGV[9] ~= '' then
     if request ~= ARGV[10] then
       return {5, first}
     end
-    return {4, first == id and math.max(call('LLEN', list) - 1, 0) or 0, first}
+    local position = first == id and math.max(call('LLEN', list) - 1, 0) or 0
+    return {4, position, now, before or {}, first}
   end
 end
 if call('EXISTS', record) == 1 then
-  return {1, math.max(call('LLEN', list) - 1, 0)}
+  return {1, math.max(call('LLEN', list) - 1, 0), now, before or {}}
 end
-local now = now_ms()
+if over then
+  return {7, over, wait, bound, now, before,
+    over == 5 and outlook(base, tenant, band, now) or {}, band}
+end
 local refused, known = refusal(base, tenant, band, ARGV[6], ARGV[7], now)
 if refused then
   return refused
 end
 
 call('HSET', record, 'status', 'queued', 'tenant', tenant, 'band', band, 'cost', ARGV[4],
-  'created_ms', now, 'seq', 1, unpack(ARGV, 12))
+  'created_ms', now, 'seq', 1, unpack(ARGV, 14))
+if writes then
+  call('HSET', record, 'limits', ARGV[12])
+  take_limits(writes)
+end
 if ARGV[9] ~= '' then
   call('SET', ARGV[9], ARGV[10] .. '|' .. id, 'PX', ARGV[11])
 end
@@ -70,6 +86,6 @@ end
 if delay > 0 then
   call('HSET', record, 'queued_ms', now + delay)
   call('ZADD', base .. 'd', now + delay, id)
-  return {0, call('LLEN', list)}
+  return {0, call('LLEN', list), now, after or {}}
 end
-return {0, put(base, 'RPUSH', id, band, tenant, now) - 1}
+return {0, put(base, 'RPUSH', id, band, tenant, now) - 1, now, after or {}}

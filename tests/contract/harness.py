@@ -115,6 +115,9 @@ def shift_redis_time(client: redis.Redis, milliseconds: int) -> None:
                 client.zadd(key, {member: score - milliseconds})
         elif key.startswith(b"fb:{") and kind == b"s":
             _shift_drains(client, key, milliseconds)
+        elif key.startswith(b"fb:limit:"):
+            for name, at in client.hgetall(key).items():
+                client.hset(key, name, repr(float(at) - milliseconds))
         elif key.startswith(b"fb:job:") and key.count(b":") == 2:
             times = client.hmget(key, "deadline_ms", "queued_ms", "created_ms")
             if times[0]:

@@ -13,8 +13,9 @@ from structlog.testing import capture_logs
 
 from broker import keys
 from broker.connections import check_server, connect, connect_async
-from broker.errors import BrokerUnavailableError, JobNotFoundError, QueueFullError
+from broker.errors import BrokerUnavailableError, JobNotFoundError, QueueFullError, RateLimitedError
 from broker.jobs import Accepted, Band, Delta, NewJob, Outcome, Status, Usage
+from broker.limits import RateLimits
 from broker.redis_queue import AsyncRedisQueue, RedisQueue
 from config.settings import Redis as RedisSettings
 from tests.conftest import free_port
@@ -102,6 +103,42 @@ def test_threads_share_a_queue(desk: Harness) -> None:
     for claim in desk.claim(200):
         done.append(desk.finish(claim))
     assert done == [True] * 200
+
+
+def test_a_limit_holds_exactly_however_many_processes_submit(
+    desk: Harness, broker_url: str
+) -> None:
+    def submit() -> None:
+        client = connect(RedisSettings(url=broker_url))
+        queue = RedisQueue(client, settings())
+        for _ in range(40):
+            try:
+                queue.enqueue(new_job("a", limits=limits))
+            except RateLimitedError:
+                refused.append(1)
+        client.close()
+
+    limits = RateLimits(requests_per_minute=50, tokens_per_minute=1_000_000)
+    refused: list[int] = []
+    threads = [threading.Thread(target=submit) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    # One is paid off every 1.2 s.
+    assert 50 <= desk.queue.stats(MODEL).depth <= 52
+    assert len(refused) == 160 - desk.queue.stats(MODEL).depth
+
+
+def test_limits_leave_nothing_behind(desk: Harness) -> None:
+    limits = RateLimits(requests_per_minute=50, tokens_per_minute=1_000_000)
+    desk.submit(limits=limits, key_id="k", key_limits=limits)
+    for key in (keys.limits("t", "acme"), keys.limits("k", "k")):
+        assert 0 < behind(desk).pttl(key) < 62_000
+    desk.finish(desk.claim_one())
+    desk.advance(120_000)
+    for key in (keys.limits("t", "acme"), keys.limits("k", "k")):
+        assert not behind(desk).exists(key)
 
 
 def test_the_claim_command_sent_by_hand(desk: Harness) -> None:
