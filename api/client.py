@@ -20,7 +20,7 @@ import json
 import random
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -197,6 +197,17 @@ class Client:
             await self._call("POST", f"/v1/jobs/{job_id}/cancel", harmless=True)
         )
 
+    async def cancel_many(self, job_ids: Sequence[str]) -> dict[str, str]:
+        """Cancel up to 1,000 jobs; `cancelled`, `cancelling`, `terminal` or `not_found` by id."""
+        answer = await self._call(
+            "POST", "/v1/jobs/cancel", json={"ids": list(job_ids)}, harmless=True
+        )
+        return {entry["id"]: entry["result"] for entry in answer["data"]}
+
+    async def retry(self, job_id: str) -> RemoteJob:
+        """Put a failed or expired job in again."""
+        return RemoteJob.from_json(await self._call("POST", f"/v1/jobs/{job_id}/retry"))
+
     async def events(self, job_id: str, *, after: int = 0) -> AsyncIterator[JobEvent]:
         """The job's events from the one after `after` to the terminal one.
 
@@ -247,6 +258,11 @@ class Client:
             return await self._call("POST", path, json=body)
         headers = {"Idempotency-Key": idempotency_key}
         return await self._call("POST", path, json=body, headers=headers, harmless=True)
+
+    async def call(self, method: str, path: str, **query: str | None) -> Any:
+        """Any other call without a body."""
+        params = {name: value for name, value in query.items() if value is not None}
+        return await self._call(method, path, params=params)
 
     # -- transport --------------------------------------------------------------------------------
     async def _call(

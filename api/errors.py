@@ -18,6 +18,7 @@ from broker.errors import (
     BrokerUnavailableError,
     IdempotencyConflictError,
     JobNotFoundError,
+    NotRetryableError,
     QueueFullError,
 )
 from broker.jobs import Job, Status
@@ -52,6 +53,7 @@ CODES: Final[Mapping[str, Code]] = {
     "method_not_allowed": Code(405, _REQUEST, False, "The method is not allowed here"),
     "request_timeout": Code(408, _REQUEST, True, "The request body did not arrive in time"),
     "cancelled": Code(409, _REQUEST, False, "The job was cancelled"),
+    "not_retryable": Code(409, _REQUEST, False, "The job has neither failed nor expired"),
     "result_expired": Code(410, _REQUEST, False, "The result is no longer kept"),
     "payload_too_large": Code(413, _REQUEST, False, "The request body is too large"),
     "unsupported_media_type": Code(415, _REQUEST, False, "The body has an unsupported form"),
@@ -118,6 +120,9 @@ def from_broker(error: BrokerError) -> ApiError:
         return ApiError("queue_full", f"{whose} is full ({error.limit} jobs); try again later.")
     if isinstance(error, IdempotencyConflictError):
         return ApiError("idempotency_key_reused", job_id=error.job_id)
+    if isinstance(error, NotRetryableError):
+        message = f"The job is {error.status}; only failed and expired jobs can be retried."
+        return ApiError("not_retryable", message, job_id=error.job_id)
     if isinstance(error, BrokerUnavailableError):
         return ApiError("broker_unavailable")
     if isinstance(error, JobNotFoundError):

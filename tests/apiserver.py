@@ -84,9 +84,9 @@ class Noticed:
 class Worker:
     """Answers every chat with what was asked, word by word. Prompts steer it:
 
-    `fail <code>` fails with that code, `hold` says one word and runs until it is cancelled (or
-    `release`d), `crash` loses its first attempt after a word, `diverge` also says something else
-    at the second.
+    `fail <code>` fails with that code, `bury <code>` also leaves a dead letter, `hold` says one
+    word and runs until it is cancelled (or `release`d), `crash` loses its first attempt after a
+    word, `diverge` also says something else at the second.
     """
 
     def __init__(self, queue: JobQueue, bell: asyncio.Event) -> None:
@@ -143,6 +143,8 @@ class Worker:
         if command == "fail":
             error = JobError(code=rest, message="It was asked to fail.", param="messages")
             self._queue.complete(claim, Outcome(status=Status.FAILED, error=error))
+        elif command == "bury":
+            self._queue.bury(claim, rest, "It was given up.")
         elif command == "hold":
             self._say(claim, "held ")
             self.held.append(claim)

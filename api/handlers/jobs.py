@@ -17,10 +17,11 @@ from api.errors import ApiError
 from api.handlers.body import Preference, preference, query_number, read_body
 from api.handlers.intake import Terms, milliseconds, new_job
 from api.schemas.job_object import accepted_object, job_object, queue_ms
-from api.schemas.jobs import LISTING, SUBMISSION
+from api.schemas.jobs import CANCELS, LISTING, RETRY, SUBMISSION
 from api.schemas.parsing import parse, parse_query
 from broker.errors import JobNotFoundError
 from broker.jobs import Job, NewJob
+from broker.queue import CancelResult
 
 _JSON: Final = "application/json"
 _JOB_ID: Final = re.compile(r"job_[0-9a-hjkmnp-tv-z]{26}", re.ASCII)
@@ -161,6 +162,32 @@ async def cancel(request: web.Request) -> web.Response:
     result = await queue.cancel(job_id, tenant=tenant)
     job = await queue.get(job_id, tenant=tenant)
     return show(job, status=202 if result == "cancelling" and not job.is_terminal else 200)
+
+
+async def cancel_many(request: web.Request) -> web.Response:
+    """`POST /v1/jobs/cancel`: what became of each id, in the order asked."""
+    wanted = parse(CANCELS, await read_body(request))
+    ids = list(dict.fromkeys(wanted.ids))
+    known = [job_id for job_id in ids if _JOB_ID.fullmatch(job_id)]
+    results: dict[str, CancelResult] = {}
+    if known:
+        results = await request.app[keys.QUEUE].cancel_many(
+            known, tenant=request[keys.PRINCIPAL].tenant
+        )
+    data = [{"id": job_id, "result": results.get(job_id, "not_found")} for job_id in ids]
+    return web.Response(body=orjson.dumps({"object": "list", "data": data}), content_type=_JSON)
+
+
+async def retry(request: web.Request) -> web.Response:
+    """`POST /v1/jobs/{id}/retry`: a failed or expired job goes in again, with all its attempts."""
+    job_id = job_id_of(request)
+    tenant = request[keys.PRINCIPAL].tenant
+    queue = request.app[keys.QUEUE]
+    raw = await read_body(request)
+    deadline_ms = milliseconds(parse(RETRY, raw).deadline) if raw else 0
+    await queue.retry(job_id, tenant=tenant, deadline_ms=deadline_ms)
+    job = await queue.get(job_id, tenant=tenant)
+    return show(job, status=202, headers={hdrs.LOCATION: f"/v1/jobs/{job_id}"})
 
 
 def job_id_of(request: web.Request) -> str:

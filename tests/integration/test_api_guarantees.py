@@ -8,15 +8,19 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import orjson
 import pytest
+from click.testing import CliRunner
+from structlog.testing import capture_logs
 
 from api import keys
+from api.cli import main
 from broker.errors import BrokerUnavailableError, JobNotFoundError
-from broker.jobs import Accepted, NewJob, Status
+from broker.jobs import Accepted, NewJob, Status, new_job_id
 from broker.memory import AsyncMemoryQueue, MemoryQueue
 from broker.results import MemoryHub
 from config.settings import load
-from tests.apiserver import CHAT, Api, chat, eventually, job, running, serving
+from tests.apiserver import CHAT, EMBED, Api, chat, eventually, job, running, serving
 from tests.conftest import _flushed
 
 
@@ -223,3 +227,181 @@ async def test_a_bad_key_is_refused(api: Api, key: str) -> None:
     response = await api.client.post("/v1/jobs", json=job(), headers={"Idempotency-Key": key})
     assert response.status == 400
     assert (await response.json())["error"]["param"] == "Idempotency-Key"
+
+
+ADMIN = {"Authorization": "Bearer admin"}
+
+
+async def _ended(api: Api, payload: dict[str, Any]) -> str:
+    job_id: str = (await _submit(api, payload))["id"]
+    await eventually(lambda: api.queue.get(job_id).is_terminal)
+    return job_id
+
+
+async def test_a_failed_job_can_be_retried(api: Api) -> None:
+    job_id = await _ended(api, job("fail out_of_memory"))
+    deadline = int(time.time()) + 60
+    response = await api.client.post(f"/v1/jobs/{job_id}/retry", json={"deadline": deadline})
+    assert response.status == 202
+    assert response.headers["Location"] == f"/v1/jobs/{job_id}"
+    shown = await response.json()
+    assert (shown["id"], shown["deadline_at"], shown["error"]) == (job_id, deadline, None)
+
+    def again() -> bool:
+        api.worker.ring()
+        return api.queue.get(job_id).is_terminal
+
+    await eventually(again)
+    assert api.queue.get(job_id).attempt == 2
+
+
+async def test_an_expired_job_can_be_retried_without_its_deadline(api: Api) -> None:
+    job_id = await _ended(api, job(deadline=time.time() - 1))
+    assert (await api.client.post(f"/v1/jobs/{job_id}/retry")).status == 202
+
+    def completed() -> bool:
+        api.worker.ring()
+        return api.queue.get(job_id).status is Status.COMPLETED
+
+    await eventually(completed)
+
+
+async def test_other_jobs_cannot_be_retried(api: Api) -> None:
+    completed = await _ended(api, job())
+    running = (await _submit(api, job("hold")))["id"]
+    for job_id in (completed, running):
+        response = await api.client.post(f"/v1/jobs/{job_id}/retry")
+        assert response.status == 409
+        error = (await response.json())["error"]
+        assert (error["code"], error["job_id"]) == ("not_retryable", job_id)
+    failed = await _ended(api, job("fail out_of_memory"))
+    theirs = await api.client.post(
+        f"/v1/jobs/{failed}/retry", headers={"Authorization": "Bearer b"}
+    )
+    assert theirs.status == 404
+    bad = await api.client.post(f"/v1/jobs/{failed}/retry", json={"deadline": 5})
+    assert (bad.status, (await bad.json())["error"]["param"]) == (400, "deadline")
+    assert api.queue.get(failed).status is Status.FAILED
+
+
+async def test_many_jobs_are_cancelled_at_once(api: Api) -> None:
+    api.worker.holding.clear()
+    running = (await _submit(api, job("hold")))["id"]
+    await api.worker.holding.wait()
+    delayed = (await _submit(api, job(delay=60)))["id"]
+    ended = await _ended(api, job())
+    theirs = await api.client.post(
+        "/v1/jobs", json=job(delay=60), headers={"Authorization": "Bearer b"}
+    )
+    foreign, missing = (await theirs.json())["id"], new_job_id()
+    ids = [running, delayed, ended, foreign, missing, "job_nonsense", delayed]
+    response = await api.client.post("/v1/jobs/cancel", json={"ids": ids})
+    assert response.status == 200
+    assert [tuple(entry.values()) for entry in (await response.json())["data"]] == [
+        (running, "cancelling"),
+        (delayed, "cancelled"),
+        (ended, "terminal"),
+        (foreign, "not_found"),
+        (missing, "not_found"),
+        ("job_nonsense", "not_found"),
+    ]
+    api.worker.ring()
+    await eventually(lambda: api.queue.get(running).status is Status.CANCELLED)
+    assert api.queue.get(foreign).status is Status.QUEUED
+    for ids in ([], [missing] * 1001, ["x" * 65]):
+        response = await api.client.post("/v1/jobs/cancel", json={"ids": ids})
+        assert response.status == 400
+
+
+async def test_dead_letters_are_listed_replayed_and_dropped(api: Api) -> None:
+    ids = [await _ended(api, job(f"bury worker_lost {number}")) for number in range(3)]
+
+    async def call(method: str, path: str = "", status: int = 200) -> dict[str, Any]:
+        response = await api.client.request(method, f"/v1/dead_letters{path}", headers=ADMIN)
+        assert response.status == status, await response.text()
+        body: dict[str, Any] = await response.json()
+        return body
+
+    page = await call("GET", "?limit=2")
+    assert [letter["job_id"] for letter in page["data"]] == [ids[2], ids[1]]
+    assert page["has_more"] is True
+    rest = await call("GET", f"?limit=2&after={page['next']}")
+    assert [letter["job_id"] for letter in rest["data"]] == [ids[0]]
+    assert (rest["has_more"], rest["next"]) == (False, None)
+    assert (await call("GET", f"?model={EMBED}"))["data"] == []
+    assert (await call("GET", "?tenant=ten_b"))["data"] == []
+    assert len((await call("GET", f"?model={CHAT}&tenant=ten_a"))["data"]) == 3
+    letter = await call("GET", f"/{ids[0]}")
+    assert letter == rest["data"][0]
+    assert (letter["model"], letter["tenant"], letter["attempt"]) == (CHAT, "ten_a", 1)
+    assert (letter["endpoint"], letter["replayable"]) == ("/v1/chat/completions", True)
+    assert letter["error"]["message"] == "It was given up."
+
+    assert (await call("DELETE", f"/{ids[0]}"))["purged"] == 1
+    await call("GET", f"/{ids[0]}", 404)
+    await call("POST", f"/{ids[0]}/replay", 404)
+    assert (await call("POST", f"/{ids[1]}/replay"))["job_ids"] == [ids[1]]
+    assert (await call("POST", f"/replay?model={CHAT}&limit=5"))["job_ids"] == [ids[2]]
+    for job_id in ids[1:]:
+        assert api.queue.get(job_id).status is Status.QUEUED
+    assert (await call("GET"))["data"] == []
+    api.worker.ring()
+    await eventually(lambda: api.queue.stats(CHAT).dead == 2)
+    assert (await call("DELETE", f"?model={CHAT}&tenant=ten_b"))["purged"] == 0
+    assert (await call("DELETE", f"?model={CHAT}"))["purged"] == 2
+    await call("DELETE", "", 400)
+    await call("GET", "?after=x", 400)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", ""),
+        ("DELETE", "?model=m"),
+        ("POST", "/replay?model=m"),
+        ("GET", "/job_x"),
+        ("DELETE", "/job_x"),
+        ("POST", "/job_x/replay"),
+    ],
+)
+async def test_dead_letters_are_for_admins(api: Api, method: str, path: str) -> None:
+    response = await api.client.request(method, f"/v1/dead_letters{path}")
+    assert response.status == 403
+
+
+async def _command(api: Api, key: str, *args: str) -> tuple[int, str]:
+    """What a command of the CLI says."""
+    target = ("--api", api.url, "--key", key)
+    # The runner takes over the output of the whole process; the API's log lines don't belong there.
+    with capture_logs():
+        result = await asyncio.to_thread(CliRunner().invoke, main, [*args, *target])
+    return result.exit_code, result.output
+
+
+async def test_the_commands_on_jobs_and_dead_letters(api: Api) -> None:
+    first, second = [await _ended(api, job("bury worker_lost")) for _ in range(2)]
+    code, said = await _command(api, "admin", "dead", "list")
+    assert code == 0
+    assert first in said
+    assert second in said
+    code, said = await _command(api, "admin", "dead", "list", "--json", "--limit", "1")
+    assert [letter["job_id"] for letter in orjson.loads(said)] == [second]
+    code, said = await _command(api, "admin", "dead", "show", first)
+    assert "It was given up." in said
+    assert (await _command(api, "admin", "dead", "replay", first)) == (0, "1 put in again\n")
+    code, said = await _command(api, "admin", "dead", "purge", "--model", CHAT, "--json")
+    assert orjson.loads(said)["purged"] == 1
+    assert (await _command(api, "admin", "dead", "list")) == (0, "no dead letters\n")
+    code, said = await _command(api, "admin", "dead", "purge")
+    assert (code, "--model" in said) == (2, True)
+    code, said = await _command(api, "a", "dead", "list")
+    assert (code, "scope admin" in said) == (1, True)
+    code, said = await _command(api, "a", "jobs", "retry", second)
+    assert (code, said) == (0, f"{second}: queued\n")
+    waiting = (await _submit(api, job(delay=60)))["id"]
+    code, said = await _command(api, "a", "jobs", "cancel", waiting)
+    assert (code, said) == (0, f"{waiting}: cancelled\n")
+    code, said = await _command(api, "a", "jobs", "cancel", waiting, new_job_id())
+    assert code == 1
+    assert f"{waiting}: terminal" in said
+    assert "1 of 2 jobs" in said
