@@ -187,6 +187,15 @@ class AsyncRedisQueue:
     async def set_policy(self, tenant: str, policy: TenantPolicy | None) -> None:
         await self._run(self._calls.set_policy(tenant, policy, await self.queues()))
 
+    async def pause(self, queue: str) -> None:
+        await self._run(self._calls.set_mode(queue, "paused"))
+
+    async def drain(self, queue: str) -> None:
+        await self._run(self._calls.set_mode(queue, "draining"))
+
+    async def resume(self, queue: str) -> None:
+        await self._run(self._calls.set_mode(queue, "running"))
+
     async def stats(self, queue: str, *, top: int = 20) -> QueueStats:
         return await self._run(self._calls.stats(queue, top))
 

@@ -13,6 +13,7 @@ from broker.errors import (
     IdempotencyConflictError,
     JobNotFoundError,
     NotRetryableError,
+    QueueDrainingError,
     QueueFullError,
 )
 from broker.fairness import LEAST_TOKENS
@@ -23,6 +24,7 @@ from broker.memory_readings import MemoryReadings
 from broker.memory_state import Lease, ModelQueue, Named, new_record
 from broker.policies import TenantPolicy
 from broker.queue import CancelResult, LeaseState
+from broker.stats import QueueMode
 
 __all__ = ["AsyncMemoryQueue", "MemoryQueue"]
 
@@ -120,7 +122,7 @@ class MemoryQueue(MemoryReadings):
                     continue
                 try:
                     self._check_room(queue, record.job.tenant, record.job.band)
-                except QueueFullError:
+                except (QueueFullError, QueueDrainingError):
                     break
                 self._revive(record, 0)
                 replayed.append(letter.job_id)
@@ -143,7 +145,7 @@ class MemoryQueue(MemoryReadings):
             self._promote(state)
             self._expire(state)
             claims: list[Claim] = []
-            while len(claims) < limit:
+            while len(claims) < limit and state.mode != "paused":
                 choice = state.fair.choose(
                     lambda band, tenant: self._head(state, band, tenant).cost
                 )
@@ -276,3 +278,16 @@ class MemoryQueue(MemoryReadings):
                 self._policies[tenant] = policy
             for state in self._queues.values():
                 state.unpark(tenant, self._policy(tenant).max_in_flight)
+
+    def pause(self, queue: str) -> None:
+        self._set_mode(queue, "paused")
+
+    def drain(self, queue: str) -> None:
+        self._set_mode(queue, "draining")
+
+    def resume(self, queue: str) -> None:
+        self._set_mode(queue, "running")
+
+    def _set_mode(self, queue: str, mode: QueueMode) -> None:
+        with self._lock:
+            self._queues.setdefault(queue, ModelQueue()).mode = mode

@@ -129,6 +129,15 @@ class AsyncMemoryQueue:
     async def set_policy(self, tenant: str, policy: TenantPolicy | None) -> None:
         self._memory.set_policy(tenant, policy)
 
+    async def pause(self, queue: str) -> None:
+        self._memory.pause(queue)
+
+    async def drain(self, queue: str) -> None:
+        self._memory.drain(queue)
+
+    async def resume(self, queue: str) -> None:
+        self._memory.resume(queue)
+
     async def stats(self, queue: str, *, top: int = 20) -> QueueStats:
         return self._memory.stats(queue, top=top)
 

@@ -110,6 +110,7 @@ class MemoryReadings(MemoryStore):
                 delayed=len(state.delayed),
                 in_flight=len(state.leases),
                 dead=len(state.dead),
+                mode=state.mode,
                 top_tenants=tuple(tenants[:top]),
             )
 

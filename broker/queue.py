@@ -28,8 +28,8 @@ class JobQueue(Protocol):
         The key is kept in the same step: whoever lost the answer asks again with the same key, and
         gets the job if there is one. A job that was replayed may have ended and even expired.
         Raises `QueueFullError` (of a tenant; `OverloadedError`: the model sheds this band),
-        `RateLimitedError`, `DuplicateJobError` or `IdempotencyConflictError`; then nothing was
-        written, and nothing taken of any limit.
+        `RateLimitedError`, `QueueDrainingError`, `DuplicateJobError` or `IdempotencyConflictError`;
+        then nothing was written, and nothing taken of any limit.
         """
         ...
 
@@ -67,7 +67,7 @@ class JobQueue(Protocol):
 
         Its old deadline is dropped; a dead letter of it is, too. Attempt and event numbers go on.
         It is under the limits it was submitted with. Raises `NotRetryableError` in another state,
-        `JobNotFoundError`, `QueueFullError`, `RateLimitedError`.
+        `JobNotFoundError`, `QueueFullError`, `RateLimitedError`, `QueueDrainingError`.
         """
         ...
 
@@ -172,6 +172,18 @@ class JobQueue(Protocol):
     # -- policy and readings ----------------------------------------------------------------------
     def set_policy(self, tenant: str, policy: TenantPolicy | None) -> None:
         """Publish a tenant's weight and bounds (None: the defaults); unparks where it now fits."""
+        ...
+
+    def pause(self, queue: str) -> None:
+        """Claims find nothing until `resume`; jobs are taken, expire and are cancelled as ever."""
+        ...
+
+    def drain(self, queue: str) -> None:
+        """Nothing new is taken (`QueueDrainingError`) until `resume`; what is there still runs."""
+        ...
+
+    def resume(self, queue: str) -> None:
+        """End `pause` or `drain`; of the two, the later one counts."""
         ...
 
     def stats(self, queue: str, *, top: int = 20) -> QueueStats: ...

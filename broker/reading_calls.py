@@ -72,7 +72,7 @@ class ReadingCalls:
 
     def stats(self, queue: str, top: int) -> Call[QueueStats]:
         def decode(reply: Any, _: bool) -> QueueStats:
-            now, bands, delayed, in_flight, dead, tenants = reply
+            now, bands, delayed, in_flight, dead, mode, tenants = reply
             return QueueStats(
                 queue=queue,
                 bands=tuple(
@@ -86,6 +86,7 @@ class ReadingCalls:
                 delayed=delayed,
                 in_flight=in_flight,
                 dead=dead,
+                mode=mode.decode() or "running",
                 top_tenants=tuple(
                     TenantStats(
                         tenant=tenants[k].decode(), queued=tenants[k + 1], in_flight=tenants[k + 2]

@@ -221,6 +221,15 @@ class RedisQueue:
     def set_policy(self, tenant: str, policy: TenantPolicy | None) -> None:
         self._run(self._calls.set_policy(tenant, policy, self.queues()))
 
+    def pause(self, queue: str) -> None:
+        self._run(self._calls.set_mode(queue, "paused"))
+
+    def drain(self, queue: str) -> None:
+        self._run(self._calls.set_mode(queue, "draining"))
+
+    def resume(self, queue: str) -> None:
+        self._run(self._calls.set_mode(queue, "running"))
+
     def stats(self, queue: str, *, top: int = 20) -> QueueStats:
         return self._run(self._calls.stats(queue, top))
 

@@ -83,6 +83,7 @@ PURGE_DEAD = _load("purge_dead")
 EMIT = _load("emit")
 SWEEP = _load("sweep")
 SET_POLICY = _load("set_policy")
+SET_MODE = _load("set_mode")
 POSITION = _load("position")
 STATS = _load("stats")
 LIST_JOBS = _load("list_jobs")
@@ -102,6 +103,7 @@ ALL: tuple[Script, ...] = (
     EMIT,
     SWEEP,
     SET_POLICY,
+    SET_MODE,
     POSITION,
     STATS,
     LIST_JOBS,

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from broker.jobs import Band, JobError
+
+#: `paused`: nothing is claimed; `draining`: nothing new is taken.
+QueueMode = Literal["running", "paused", "draining"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,6 +34,7 @@ class QueueStats:
     delayed: int
     in_flight: int
     dead: int
+    mode: QueueMode = "running"
     #: Tenants with most jobs (queued + running), most first.
     top_tenants: tuple[TenantStats, ...] = field(default=())
 

@@ -2,7 +2,7 @@
 -- Reads a queue; O(log jobs + tenants shown).
 -- KEYS[1] base `fb:{<queue>}:`
 -- ARGV[1] most tenants
--- Returns {now, {depth, oldest ms or 0, …} per band, delayed, in flight, dead,
+-- Returns {now, {depth, oldest ms or 0, …} per band, delayed, in flight, dead, mode or empty,
 --          {tenant, waiting, running, …}}.
 
 local base = KEYS[1]
@@ -21,4 +21,4 @@ if most > 0 then
   end
 end
 return {now_ms(), bands, call('ZCARD', base .. 'd'), call('ZCARD', base .. 'l'),
-  call('XLEN', base .. 'dead'), tenants}
+  call('XLEN', base .. 'dead'), mode_of(base) or '', tenants}
