@@ -52,7 +52,6 @@ class Calls(ReadingCalls):
 
     def __init__(self, settings: QueueSettings) -> None:
         super().__init__(settings)
-        self._lease_ms = int(settings.lease_ttl_s * 1000)
         self._marks = shedding_marks(settings)
         self._cap = settings.default_max_in_flight
         self._max_queued = settings.default_max_queued

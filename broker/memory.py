@@ -199,6 +199,7 @@ class MemoryQueue(MemoryReadings):
             for delta in deltas:
                 if self._lease(queue, delta.job_id, delta.attempt) is None:
                     stale.append(delta.job_id)
+                    self._count_stale(queue)
                 elif fresh := self._fresh(delta):
                     record = self._records[delta.job_id]
                     record.text += fresh
@@ -224,7 +225,7 @@ class MemoryQueue(MemoryReadings):
             lease = self._lease(claim.queue, claim.job.id, claim.attempt)
             record = self._find(claim.job.id)
             if record is None or lease is None:
-                return record is not None and record.ended == claim.attempt
+                return self._refuse(claim, record is not None and record.ended == claim.attempt)
             job, state = record.job, self._queues[claim.queue]
             policy = self._policy(job.tenant)
             self._unlease(state, job)
@@ -241,12 +242,21 @@ class MemoryQueue(MemoryReadings):
                 state.bury(job, code, self._clock_ms())
             return True
 
+    def _refuse(self, claim: Claim, done: bool) -> bool:
+        """Answer a write without a lease; `done`: it repeats what this attempt did before."""
+        if not done:
+            self._count_stale(claim.queue)
+        return done
+
+    def _count_stale(self, queue: str) -> None:
+        self._queues.setdefault(queue, ModelQueue()).stale += 1
+
     def requeue(self, claim: Claim, *, delay_ms: int = 0, refund: bool = False) -> bool:
         with self._lock:
             lease = self._lease(claim.queue, claim.job.id, claim.attempt)
             record = self._find(claim.job.id)
             if record is None or lease is None:
-                return record is not None and record.released == claim.attempt
+                return self._refuse(claim, record is not None and record.released == claim.attempt)
             self._give_back(self._queues[claim.queue], record, delay_ms=delay_ms, refund=refund)
             record.released = claim.attempt
             return True

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from broker.jobs import Accepted, Band, Claim, Delta, Event, Job, NewJob, Outcome, Status
 from broker.policies import TenantPolicy
 from broker.queue import CancelResult, LeaseState
-from broker.stats import DeadLetter, Position, QueueStats, WorkerStatus
+from broker.stats import DeadLetter, LeaseStats, Position, QueueStats, WorkerStatus
 
 if TYPE_CHECKING:
     from broker.memory import MemoryQueue
@@ -140,6 +140,11 @@ class AsyncMemoryQueue:
 
     async def stats(self, queue: str, *, top: int = 20) -> QueueStats:
         return self._memory.stats(queue, top=top)
+
+    async def leases(
+        self, queue: str, *, owner: str | None = None, limit: int = 100
+    ) -> list[LeaseStats]:
+        return self._memory.leases(queue, owner=owner, limit=limit)
 
     async def heartbeat(self, status: WorkerStatus, *, ttl_s: float) -> None:
         self._memory.heartbeat(status, ttl_s=ttl_s)

@@ -67,6 +67,7 @@ class ModelQueue:
         self.delayed: dict[str, int] = {}
         self.dead: deque[DeadLetter] = deque(maxlen=1000)
         self._letters = 0
+        self.stale = 0
         self.mode: QueueMode = "running"
         #: Drain rates: of the queue (None) and of tenants.
         self.drains: dict[str | None, Drain] = {}

@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 
 from broker.jobs import Accepted, Band, Claim, Delta, Event, Job, NewJob, Outcome, Status
 from broker.policies import TenantPolicy
-from broker.stats import DeadLetter, Position, QueueStats, WorkerStatus
+from broker.stats import DeadLetter, LeaseStats, Position, QueueStats, WorkerStatus
 
 LeaseState = Literal["ok", "lost", "cancel"]
 CancelResult = Literal["cancelled", "cancelling", "terminal"]
@@ -187,6 +187,14 @@ class JobQueue(Protocol):
         ...
 
     def stats(self, queue: str, *, top: int = 20) -> QueueStats: ...
+
+    def leases(self, queue: str, *, owner: str | None = None, limit: int = 100) -> list[LeaseStats]:
+        """Running jobs and who holds them, those first whose lease runs out first.
+
+        Times of renewal are told from this process's lease time. With an owner it looks at all
+        leases: for a console, not a loop.
+        """
+        ...
 
     def heartbeat(self, status: WorkerStatus, *, ttl_s: float) -> None:
         """Say that a worker lives; forgotten after `ttl_s`."""

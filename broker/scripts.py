@@ -85,6 +85,7 @@ SWEEP = _load("sweep")
 SET_POLICY = _load("set_policy")
 SET_MODE = _load("set_mode")
 POSITION = _load("position")
+LEASES = _load("leases")
 STATS = _load("stats")
 LIST_JOBS = _load("list_jobs")
 
@@ -105,6 +106,7 @@ ALL: tuple[Script, ...] = (
     SET_POLICY,
     SET_MODE,
     POSITION,
+    LEASES,
     STATS,
     LIST_JOBS,
 )

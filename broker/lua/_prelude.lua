@@ -12,6 +12,7 @@
 --   s              HASH    per band `V:<band>` (virtual clock) and `lag:<band>` (tokens owed);
 --                          `taken`, `estimated` (fading sums over completed jobs);
 --                          `mode` (`paused`, `draining`, or absent);
+--                          `stale` (writes of stale attempts that were refused);
 --                          `d`, `d:<tenant>` (drain rates: broker/drain.py);
 --                          `cursor`, `drains` (where the sweep goes on)
 --   n, if          HASH    tenant -> waiting (queued + delayed) jobs; tenant -> running jobs
@@ -201,6 +202,11 @@ local function read_lease(base, id)
   end
   local attempt, charged, owner = string.match(raw, '^(%d+)|([^|]+)|(.*)$')
   return tonumber(attempt), tonumber(charged), owner
+end
+
+-- Counts a refused write of an attempt that has lost its lease.
+local function count_stale(base)
+  call('HINCRBY', base .. 's', 'stale', 1)
 end
 
 -- Ends the lease of a job; returns how many jobs its tenant still runs.
