@@ -18,7 +18,7 @@ from broker.jobs import Accepted, Band, Claim, Delta, Event, Job, NewJob, Outcom
 from broker.policies import TenantPolicy
 from broker.queue import CancelResult, LeaseState
 from broker.reading_calls import Listing
-from broker.stats import DeadLetter, Position, QueueStats, WorkerStatus
+from broker.stats import DeadLetter, LeaseStats, Position, QueueStats, WorkerStatus
 from config.settings import Queue as QueueSettings
 
 T = TypeVar("T")
@@ -187,8 +187,22 @@ class AsyncRedisQueue:
     async def set_policy(self, tenant: str, policy: TenantPolicy | None) -> None:
         await self._run(self._calls.set_policy(tenant, policy, await self.queues()))
 
+    async def pause(self, queue: str) -> None:
+        await self._run(self._calls.set_mode(queue, "paused"))
+
+    async def drain(self, queue: str) -> None:
+        await self._run(self._calls.set_mode(queue, "draining"))
+
+    async def resume(self, queue: str) -> None:
+        await self._run(self._calls.set_mode(queue, "running"))
+
     async def stats(self, queue: str, *, top: int = 20) -> QueueStats:
         return await self._run(self._calls.stats(queue, top))
+
+    async def leases(
+        self, queue: str, *, owner: str | None = None, limit: int = 100
+    ) -> list[LeaseStats]:
+        return await self._run(self._calls.leases(queue, owner, limit))
 
     async def heartbeat(self, status: WorkerStatus, *, ttl_s: float) -> None:
         await self._run(self._calls.heartbeat(status, ttl_s))

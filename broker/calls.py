@@ -19,6 +19,7 @@ from broker.errors import (
     JobNotFoundError,
     NotRetryableError,
     OverloadedError,
+    QueueDrainingError,
     QueueFullError,
     RateLimitedError,
 )
@@ -30,6 +31,7 @@ from broker.limits import state as limit_state
 from broker.policies import TenantPolicy, shedding_marks
 from broker.queue import CancelResult, LeaseState
 from broker.reading_calls import ReadingCalls
+from broker.stats import QueueMode
 from broker.wire import Arg, pairs
 from config.settings import Queue as QueueSettings
 
@@ -50,7 +52,6 @@ class Calls(ReadingCalls):
 
     def __init__(self, settings: QueueSettings) -> None:
         super().__init__(settings)
-        self._lease_ms = int(settings.lease_ttl_s * 1000)
         self._marks = shedding_marks(settings)
         self._cap = settings.default_max_in_flight
         self._max_queued = settings.default_max_queued
@@ -128,6 +129,8 @@ class Calls(ReadingCalls):
         """The error for what `refusal` in the prelude returns."""
         if reply[0] == 7:
             return self._limited(*reply[1:])
+        if reply[0] == 6:
+            return QueueDrainingError("the queue takes no new jobs")
         code, limit, raw, waiting, name = reply
         band = Band(name.decode())
         outlook = Outlook.from_reply(raw, band, self._weight)
@@ -145,6 +148,9 @@ class Calls(ReadingCalls):
         outlook = Outlook.from_reply(raw, band, self._weight)
         wait = tenant_wait_ms(outlook, band, bound)
         return RateLimitedError("tenant", "jobs", bound, wait, states)
+
+    def set_mode(self, queue: str, mode: QueueMode) -> Call[None]:
+        return script_call(scripts.SET_MODE, nothing, (keys.base(queue),), mode)
 
     # -- dead letters -----------------------------------------------------------------------------
     def replay_dead(

@@ -33,6 +33,14 @@ class OverloadedError(QueueFullError):
         self.band = band
 
 
+class QueueDrainingError(BrokerError):
+    """The queue takes no new jobs until it is resumed."""
+
+
+class SchemaVersionError(BrokerError):
+    """The data in this Redis was written by an incompatible version of Forebay."""
+
+
 class RateLimitedError(BrokerError):
     """A limit of the tenant or of its key doesn't let the job in now; nothing was written."""
 

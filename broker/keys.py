@@ -6,6 +6,8 @@ with the same suffixes (see `broker/lua/_prelude.lua`).
 
 from __future__ import annotations
 
+#: String: `<major>.<minor>` of the layout of all keys; written by the first process.
+SCHEMA = "fb:schema"
 #: Set of all queue names that were ever used.
 QUEUES = "fb:queues"
 #: Hashes: tenant -> value; field `*` is the default.

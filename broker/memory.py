@@ -13,6 +13,7 @@ from broker.errors import (
     IdempotencyConflictError,
     JobNotFoundError,
     NotRetryableError,
+    QueueDrainingError,
     QueueFullError,
 )
 from broker.fairness import LEAST_TOKENS
@@ -23,6 +24,7 @@ from broker.memory_readings import MemoryReadings
 from broker.memory_state import Lease, ModelQueue, Named, new_record
 from broker.policies import TenantPolicy
 from broker.queue import CancelResult, LeaseState
+from broker.stats import QueueMode
 
 __all__ = ["AsyncMemoryQueue", "MemoryQueue"]
 
@@ -120,7 +122,7 @@ class MemoryQueue(MemoryReadings):
                     continue
                 try:
                     self._check_room(queue, record.job.tenant, record.job.band)
-                except QueueFullError:
+                except (QueueFullError, QueueDrainingError):
                     break
                 self._revive(record, 0)
                 replayed.append(letter.job_id)
@@ -143,7 +145,7 @@ class MemoryQueue(MemoryReadings):
             self._promote(state)
             self._expire(state)
             claims: list[Claim] = []
-            while len(claims) < limit:
+            while len(claims) < limit and state.mode != "paused":
                 choice = state.fair.choose(
                     lambda band, tenant: self._head(state, band, tenant).cost
                 )
@@ -197,6 +199,7 @@ class MemoryQueue(MemoryReadings):
             for delta in deltas:
                 if self._lease(queue, delta.job_id, delta.attempt) is None:
                     stale.append(delta.job_id)
+                    self._count_stale(queue)
                 elif fresh := self._fresh(delta):
                     record = self._records[delta.job_id]
                     record.text += fresh
@@ -222,7 +225,7 @@ class MemoryQueue(MemoryReadings):
             lease = self._lease(claim.queue, claim.job.id, claim.attempt)
             record = self._find(claim.job.id)
             if record is None or lease is None:
-                return record is not None and record.ended == claim.attempt
+                return self._refuse(claim, record is not None and record.ended == claim.attempt)
             job, state = record.job, self._queues[claim.queue]
             policy = self._policy(job.tenant)
             self._unlease(state, job)
@@ -239,12 +242,21 @@ class MemoryQueue(MemoryReadings):
                 state.bury(job, code, self._clock_ms())
             return True
 
+    def _refuse(self, claim: Claim, done: bool) -> bool:
+        """Answer a write without a lease; `done`: it repeats what this attempt did before."""
+        if not done:
+            self._count_stale(claim.queue)
+        return done
+
+    def _count_stale(self, queue: str) -> None:
+        self._queues.setdefault(queue, ModelQueue()).stale += 1
+
     def requeue(self, claim: Claim, *, delay_ms: int = 0, refund: bool = False) -> bool:
         with self._lock:
             lease = self._lease(claim.queue, claim.job.id, claim.attempt)
             record = self._find(claim.job.id)
             if record is None or lease is None:
-                return record is not None and record.released == claim.attempt
+                return self._refuse(claim, record is not None and record.released == claim.attempt)
             self._give_back(self._queues[claim.queue], record, delay_ms=delay_ms, refund=refund)
             record.released = claim.attempt
             return True
@@ -276,3 +288,16 @@ class MemoryQueue(MemoryReadings):
                 self._policies[tenant] = policy
             for state in self._queues.values():
                 state.unpark(tenant, self._policy(tenant).max_in_flight)
+
+    def pause(self, queue: str) -> None:
+        self._set_mode(queue, "paused")
+
+    def drain(self, queue: str) -> None:
+        self._set_mode(queue, "draining")
+
+    def resume(self, queue: str) -> None:
+        self._set_mode(queue, "running")
+
+    def _set_mode(self, queue: str, mode: QueueMode) -> None:
+        with self._lock:
+            self._queues.setdefault(queue, ModelQueue()).mode = mode

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from broker.jobs import Accepted, Band, Claim, Delta, Event, Job, NewJob, Outcome, Status
 from broker.policies import TenantPolicy
 from broker.queue import CancelResult, LeaseState
-from broker.stats import DeadLetter, Position, QueueStats, WorkerStatus
+from broker.stats import DeadLetter, LeaseStats, Position, QueueStats, WorkerStatus
 
 if TYPE_CHECKING:
     from broker.memory import MemoryQueue
@@ -129,8 +129,22 @@ class AsyncMemoryQueue:
     async def set_policy(self, tenant: str, policy: TenantPolicy | None) -> None:
         self._memory.set_policy(tenant, policy)
 
+    async def pause(self, queue: str) -> None:
+        self._memory.pause(queue)
+
+    async def drain(self, queue: str) -> None:
+        self._memory.drain(queue)
+
+    async def resume(self, queue: str) -> None:
+        self._memory.resume(queue)
+
     async def stats(self, queue: str, *, top: int = 20) -> QueueStats:
         return self._memory.stats(queue, top=top)
+
+    async def leases(
+        self, queue: str, *, owner: str | None = None, limit: int = 100
+    ) -> list[LeaseStats]:
+        return self._memory.leases(queue, owner=owner, limit=limit)
 
     async def heartbeat(self, status: WorkerStatus, *, ttl_s: float) -> None:
         self._memory.heartbeat(status, ttl_s=ttl_s)

@@ -9,7 +9,8 @@ from broker.forecast import COUNTED, position
 from broker.jobs import Band, Event, EventType, Job, Status
 from broker.memory_state import ModelQueue
 from broker.memory_store import MemoryStore
-from broker.stats import BandStats, DeadLetter, Position, QueueStats, TenantStats, WorkerStatus
+from broker.reading_calls import tenant_stats
+from broker.stats import BandStats, DeadLetter, LeaseStats, Position, QueueStats, WorkerStatus
 
 
 class MemoryReadings(MemoryStore):
@@ -88,15 +89,17 @@ class MemoryReadings(MemoryStore):
             state = self._queues.get(queue) or ModelQueue()
             now = self._clock_ms()
             tenants = [
-                TenantStats(
-                    tenant=tenant,
-                    queued=state.waiting[tenant],
-                    in_flight=state.running[tenant],
+                tenant_stats(
+                    tenant, state.waiting[tenant], state.running[tenant], state.drains.get(tenant)
                 )
                 for tenant in sorted({*state.waiting, *state.running}, reverse=True)
                 if state.waiting[tenant] + state.running[tenant]
             ]
             tenants.sort(key=lambda each: each.queued + each.in_flight, reverse=True)
+            drain = state.drains.get(None)
+            oldest = [moment for since in state.since.values() for moment in since.values()]
+            if drain and oldest:
+                drain = drain.seen(now, min(oldest))
             return QueueStats(
                 queue=queue,
                 bands=tuple(
@@ -110,8 +113,30 @@ class MemoryReadings(MemoryStore):
                 delayed=len(state.delayed),
                 in_flight=len(state.leases),
                 dead=len(state.dead),
+                mode=state.mode,
+                stale_writes=state.stale,
+                jobs_per_s=(drain and drain.jobs_per_s) or 0.0,
+                tokens_per_s=(drain and drain.tokens_per_s) or 0.0,
                 top_tenants=tuple(tenants[:top]),
             )
+
+    def leases(self, queue: str, *, owner: str | None = None, limit: int = 100) -> list[LeaseStats]:
+        with self._lock:
+            state = self._queues.get(queue) or ModelQueue()
+            held = [
+                LeaseStats(
+                    job_id=job_id,
+                    tenant=self._records[job_id].job.tenant,
+                    attempt=lease.attempt,
+                    owner=lease.owner,
+                    started_ms=self._records[job_id].job.started_ms,
+                    renewed_ms=lease.deadline_ms - self._lease_ms,
+                    expires_ms=lease.deadline_ms,
+                )
+                for job_id, lease in state.leases.items()
+                if owner in (None, lease.owner)
+            ]
+            return sorted(held, key=lambda each: (each.expires_ms, each.job_id))[:limit]
 
     def dead_letters(
         self,

@@ -10,7 +10,7 @@ from broker.fairness import FairShare
 from broker.jobs import BANDS, Band, Event, Job, NewJob, Status, Usage
 from broker.limits import NO_LIMITS
 from broker.memory_limits import Owner, limits_of
-from broker.stats import DeadLetter
+from broker.stats import DeadLetter, QueueMode
 
 #: Events kept per job.
 _EVENTS = 512
@@ -67,6 +67,8 @@ class ModelQueue:
         self.delayed: dict[str, int] = {}
         self.dead: deque[DeadLetter] = deque(maxlen=1000)
         self._letters = 0
+        self.stale = 0
+        self.mode: QueueMode = "running"
         #: Drain rates: of the queue (None) and of tenants.
         self.drains: dict[str | None, Drain] = {}
 

@@ -8,7 +8,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from math import ceil
 
-from broker.errors import JobNotFoundError, OverloadedError, QueueFullError, RateLimitedError
+from broker.errors import (
+    JobNotFoundError,
+    OverloadedError,
+    QueueDrainingError,
+    QueueFullError,
+    RateLimitedError,
+)
 from broker.forecast import RIVALS, Outlook, part_of_band, queue_wait_ms, tenant_wait_ms
 from broker.jobs import BANDS, Band, Event, EventType, Job, JobError, Outcome, Status, Usage
 from broker.memory_limits import Meters
@@ -157,8 +163,10 @@ class MemoryStore:
                 self._finish(record, Outcome(status=Status.EXPIRED, error=error))
 
     def _check_room(self, queue: str, tenant: str, band: Band) -> None:
-        """Raises `QueueFullError` when one more job of a tenant can't wait."""
+        """Raises `QueueFullError` or `QueueDrainingError` when one more job can't wait."""
         state = self._queues[queue]
+        if state.mode == "draining":
+            raise QueueDrainingError("the queue takes no new jobs")
         bound, mark = self._policy(tenant).max_queued, self._marks[band]
         if state.waiting[tenant] >= bound:
             wait = tenant_wait_ms(self._outlook(state, tenant, band), band, bound)

@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 
 from broker.jobs import Accepted, Band, Claim, Delta, Event, Job, NewJob, Outcome, Status
 from broker.policies import TenantPolicy
-from broker.stats import DeadLetter, Position, QueueStats, WorkerStatus
+from broker.stats import DeadLetter, LeaseStats, Position, QueueStats, WorkerStatus
 
 LeaseState = Literal["ok", "lost", "cancel"]
 CancelResult = Literal["cancelled", "cancelling", "terminal"]
@@ -28,8 +28,8 @@ class JobQueue(Protocol):
         The key is kept in the same step: whoever lost the answer asks again with the same key, and
         gets the job if there is one. A job that was replayed may have ended and even expired.
         Raises `QueueFullError` (of a tenant; `OverloadedError`: the model sheds this band),
-        `RateLimitedError`, `DuplicateJobError` or `IdempotencyConflictError`; then nothing was
-        written, and nothing taken of any limit.
+        `RateLimitedError`, `QueueDrainingError`, `DuplicateJobError` or `IdempotencyConflictError`;
+        then nothing was written, and nothing taken of any limit.
         """
         ...
 
@@ -67,7 +67,7 @@ class JobQueue(Protocol):
 
         Its old deadline is dropped; a dead letter of it is, too. Attempt and event numbers go on.
         It is under the limits it was submitted with. Raises `NotRetryableError` in another state,
-        `JobNotFoundError`, `QueueFullError`, `RateLimitedError`.
+        `JobNotFoundError`, `QueueFullError`, `RateLimitedError`, `QueueDrainingError`.
         """
         ...
 
@@ -174,7 +174,27 @@ class JobQueue(Protocol):
         """Publish a tenant's weight and bounds (None: the defaults); unparks where it now fits."""
         ...
 
+    def pause(self, queue: str) -> None:
+        """Claims find nothing until `resume`; jobs are taken, expire and are cancelled as ever."""
+        ...
+
+    def drain(self, queue: str) -> None:
+        """Nothing new is taken (`QueueDrainingError`) until `resume`; what is there still runs."""
+        ...
+
+    def resume(self, queue: str) -> None:
+        """End `pause` or `drain`; of the two, the later one counts."""
+        ...
+
     def stats(self, queue: str, *, top: int = 20) -> QueueStats: ...
+
+    def leases(self, queue: str, *, owner: str | None = None, limit: int = 100) -> list[LeaseStats]:
+        """Running jobs and who holds them, those first whose lease runs out first.
+
+        Times of renewal are told from this process's lease time. With an owner it looks at all
+        leases: for a console, not a loop.
+        """
+        ...
 
     def heartbeat(self, status: WorkerStatus, *, ttl_s: float) -> None:
         """Say that a worker lives; forgotten after `ttl_s`."""

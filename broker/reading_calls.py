@@ -10,10 +10,19 @@ import orjson
 
 from broker import keys, scripts
 from broker.call import Call, script_call
+from broker.drain import Drain
 from broker.errors import JobNotFoundError
 from broker.forecast import COUNTED, Outlook, position
 from broker.jobs import BANDS, Band, Event, EventType, Job, JobError, Status
-from broker.stats import BandStats, DeadLetter, Position, QueueStats, TenantStats, WorkerStatus
+from broker.stats import (
+    BandStats,
+    DeadLetter,
+    LeaseStats,
+    Position,
+    QueueStats,
+    TenantStats,
+    WorkerStatus,
+)
 from broker.wire import decode_event, pairs
 from config.settings import Queue as QueueSettings
 
@@ -28,6 +37,7 @@ class ReadingCalls:
 
     def __init__(self, settings: QueueSettings) -> None:
         self._weight = settings.default_weight
+        self._lease_ms = int(settings.lease_ttl_s * 1000)
 
     def get(self, job_id: str, tenant: str | None) -> Call[Job]:
         def decode(replies: list[Any], _: bool) -> Job:
@@ -72,29 +82,48 @@ class ReadingCalls:
 
     def stats(self, queue: str, top: int) -> Call[QueueStats]:
         def decode(reply: Any, _: bool) -> QueueStats:
-            now, bands, delayed, in_flight, dead, tenants = reply
+            now, bands, delayed, in_flight, dead, mode, stale, raw, rows = reply
+            depths, oldest = bands[::2], bands[1::2]
+            drain = Drain.parse(raw)
+            if drain and any(depths):
+                drain = drain.seen(now, min(filter(None, oldest)))
             return QueueStats(
                 queue=queue,
                 bands=tuple(
-                    BandStats(
-                        band=band,
-                        depth=bands[2 * n],
-                        oldest_ms=max(now - bands[2 * n + 1], 0) if bands[2 * n] else 0,
-                    )
-                    for n, band in enumerate(BANDS)
+                    BandStats(band=band, depth=depth, oldest_ms=max(now - since, 0) if depth else 0)
+                    for band, depth, since in zip(BANDS, depths, oldest, strict=True)
                 ),
                 delayed=delayed,
                 in_flight=in_flight,
                 dead=dead,
+                mode=mode.decode() if mode else "running",
+                stale_writes=stale,
+                jobs_per_s=(drain and drain.jobs_per_s) or 0.0,
+                tokens_per_s=(drain and drain.tokens_per_s) or 0.0,
                 top_tenants=tuple(
-                    TenantStats(
-                        tenant=tenants[k].decode(), queued=tenants[k + 1], in_flight=tenants[k + 2]
-                    )
-                    for k in range(0, len(tenants), 3)
+                    tenant_stats(name.decode(), waiting, running, Drain.parse(sums))
+                    for name, waiting, running, sums in zip(*[iter(rows)] * 4, strict=True)
                 ),
             )
 
         return script_call(scripts.STATS, decode, (keys.base(queue),), top)
+
+    def leases(self, queue: str, owner: str | None, limit: int) -> Call[list[LeaseStats]]:
+        def decode(reply: Any, _: bool) -> list[LeaseStats]:
+            return [
+                LeaseStats(
+                    job_id=job_id.decode(),
+                    tenant=tenant.decode(),
+                    attempt=attempt,
+                    owner=holder.decode(),
+                    started_ms=started,
+                    renewed_ms=expires - self._lease_ms,
+                    expires_ms=expires,
+                )
+                for job_id, tenant, attempt, holder, expires, started in reply
+            ]
+
+        return script_call(scripts.LEASES, decode, (keys.base(queue),), owner or "", limit)
 
     def dead_letters(
         self, queue: str, tenant: str | None, job_id: str | None, after: str | None, limit: int
@@ -138,6 +167,16 @@ class ReadingCalls:
             (("SMEMBERS", keys.QUEUES),),
             lambda replies, _: sorted(raw.decode() for raw in replies[0]),
         )
+
+
+def tenant_stats(tenant: str, queued: int, in_flight: int, drain: Drain | None) -> TenantStats:
+    return TenantStats(
+        tenant=tenant,
+        queued=queued,
+        in_flight=in_flight,
+        jobs_per_s=(drain and drain.jobs_per_s) or 0.0,
+        tokens_per_s=(drain and drain.tokens_per_s) or 0.0,
+    )
 
 
 def _letter(

@@ -18,7 +18,7 @@ from broker.jobs import Accepted, Band, Claim, Delta, Event, Job, NewJob, Outcom
 from broker.policies import TenantPolicy
 from broker.queue import CancelResult, LeaseState
 from broker.reading_calls import Listing
-from broker.stats import DeadLetter, Position, QueueStats, WorkerStatus
+from broker.stats import DeadLetter, LeaseStats, Position, QueueStats, WorkerStatus
 from broker.wire import Arg, pack
 from config.settings import Queue as QueueSettings
 
@@ -221,8 +221,20 @@ class RedisQueue:
     def set_policy(self, tenant: str, policy: TenantPolicy | None) -> None:
         self._run(self._calls.set_policy(tenant, policy, self.queues()))
 
+    def pause(self, queue: str) -> None:
+        self._run(self._calls.set_mode(queue, "paused"))
+
+    def drain(self, queue: str) -> None:
+        self._run(self._calls.set_mode(queue, "draining"))
+
+    def resume(self, queue: str) -> None:
+        self._run(self._calls.set_mode(queue, "running"))
+
     def stats(self, queue: str, *, top: int = 20) -> QueueStats:
         return self._run(self._calls.stats(queue, top))
+
+    def leases(self, queue: str, *, owner: str | None = None, limit: int = 100) -> list[LeaseStats]:
+        return self._run(self._calls.leases(queue, owner, limit))
 
     def heartbeat(self, status: WorkerStatus, *, ttl_s: float) -> None:
         self._run(self._calls.heartbeat(status, ttl_s))

@@ -83,7 +83,9 @@ PURGE_DEAD = _load("purge_dead")
 EMIT = _load("emit")
 SWEEP = _load("sweep")
 SET_POLICY = _load("set_policy")
+SET_MODE = _load("set_mode")
 POSITION = _load("position")
+LEASES = _load("leases")
 STATS = _load("stats")
 LIST_JOBS = _load("list_jobs")
 
@@ -102,7 +104,9 @@ ALL: tuple[Script, ...] = (
     EMIT,
     SWEEP,
     SET_POLICY,
+    SET_MODE,
     POSITION,
+    LEASES,
     STATS,
     LIST_JOBS,
 )

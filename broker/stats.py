@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from broker.jobs import Band, JobError
+
+#: `paused`: nothing is claimed; `draining`: nothing new is taken.
+QueueMode = Literal["running", "paused", "draining"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,6 +25,9 @@ class TenantStats:
     tenant: str
     queued: int
     in_flight: int
+    #: Jobs and tokens done per second, over about the last minute in which it had work.
+    jobs_per_s: float = 0.0
+    tokens_per_s: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,6 +37,12 @@ class QueueStats:
     delayed: int
     in_flight: int
     dead: int
+    mode: QueueMode = "running"
+    #: Writes of attempts that had lost their lease: refused, nothing changed.
+    stale_writes: int = 0
+    #: Jobs and tokens done per second, over about the last minute in which there was work.
+    jobs_per_s: float = 0.0
+    tokens_per_s: float = 0.0
     #: Tenants with most jobs (queued + running), most first.
     top_tenants: tuple[TenantStats, ...] = field(default=())
 
@@ -48,6 +61,21 @@ class Position:
     exact: bool
     #: Unix milliseconds; None while nothing was measured.
     estimated_start_ms: int | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LeaseStats:
+    """A running job and who holds it."""
+
+    job_id: str
+    tenant: str
+    attempt: int
+    owner: str
+    #: Start of the attempt.
+    started_ms: int
+    renewed_ms: int
+    #: When the job goes to another worker unless the lease is renewed.
+    expires_ms: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,6 +11,8 @@
 --   i:<band>       ZSET    tenant -> virtual time; idle or parked, as long as it is ahead of the clock
 --   s              HASH    per band `V:<band>` (virtual clock) and `lag:<band>` (tokens owed);
 --                          `taken`, `estimated` (fading sums over completed jobs);
+--                          `mode` (`paused`, `draining`, or absent);
+--                          `stale` (writes of stale attempts that were refused);
 --                          `d`, `d:<tenant>` (drain rates: broker/drain.py);
 --                          `cursor`, `drains` (where the sweep goes on)
 --   n, if          HASH    tenant -> waiting (queued + delayed) jobs; tenant -> running jobs
@@ -45,6 +47,11 @@ end
 local function policy(name, tenant, default)
   local values = call('HMGET', 'fb:policy:' .. name, tenant, '*')
   return tonumber(values[1] or values[2] or default)
+end
+
+-- `paused`: nothing is claimed; `draining`: nothing is put in; nil: both are done.
+local function mode_of(base)
+  return call('HGET', base .. 's', 'mode') or nil
 end
 
 local function ring(base)
@@ -196,6 +203,11 @@ local function read_lease(base, id)
   end
   local attempt, charged, owner = string.match(raw, '^(%d+)|([^|]+)|(.*)$')
   return tonumber(attempt), tonumber(charged), owner
+end
+
+-- Counts a refused write of an attempt that has lost its lease.
+local function count_stale(base)
+  call('HINCRBY', base .. 's', 'stale', 1)
 end
 
 -- Ends the lease of a job; returns how many jobs its tenant still runs.
@@ -406,8 +418,11 @@ end
 
 -- Why one more job of a tenant can't wait here, as a reply; nil and the number of known jobs when
 -- it can. `mark`: waiting jobs of the queue from which on this band is refused.
--- {2: the tenant's bound | 3: the mark, bound or mark, outlook, waiting jobs, band}
+-- {2: the tenant's bound | 3: the mark, bound or mark, outlook, waiting jobs, band} | {6}: draining
 local function refusal(base, tenant, band, default_bound, mark, now)
+  if mode_of(base) == 'draining' then
+    return {6}
+  end
   local bound = policy('max_queued', tenant, default_bound)
   if tonumber(call('HGET', base .. 'n', tenant) or 0) >= bound then
     return {2, bound, outlook(base, tenant, band, now), 0, band}

@@ -20,7 +20,10 @@ promote(base, now, PROMOTIONS)
 expire(base, now, DEADLINES)
 
 local clock, lag, head = {}, {}, {}
-local state = call('HMGET', base .. 's', 'taken', 'estimated', unpack(STATE))
+local state = call('HMGET', base .. 's', 'mode', 'taken', 'estimated', unpack(STATE))
+if table.remove(state, 1) == 'paused' then
+  return {}
+end
 local taken, estimated = tonumber(table.remove(state, 1) or 0), tonumber(table.remove(state, 1) or 0)
 -- The part of their cost that jobs take.
 local ratio = estimated > 0 and math.min(taken / estimated, 1) or 1

@@ -29,6 +29,7 @@ if not job or leased ~= attempt then
   if job and tonumber(call('HGET', 'fb:job:' .. id, 'ended') or 0) == attempt then
     return 1
   end
+  count_stale(base)
   return 0
 end
 

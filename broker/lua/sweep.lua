@@ -45,7 +45,7 @@ end
 for _, tenant in ipairs(call('SRANDMEMBER', base .. 'park', 16)) do
   unpark(base, tenant, tonumber(call('HGET', base .. 'if', tenant) or 0), ARGV[1])
 end
-for _, band in ipairs(BANDS) do
+for _, band in ipairs(mode_of(base) ~= 'paused' and BANDS or {}) do
   if call('EXISTS', base .. 'a:' .. band) == 1 then
     ring(base)
   end

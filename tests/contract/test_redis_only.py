@@ -12,8 +12,14 @@ import redis
 from structlog.testing import capture_logs
 
 from broker import keys
-from broker.connections import check_server, connect, connect_async
-from broker.errors import BrokerUnavailableError, JobNotFoundError, QueueFullError, RateLimitedError
+from broker.connections import SCHEMA_VERSION, check_server, connect, connect_async
+from broker.errors import (
+    BrokerUnavailableError,
+    JobNotFoundError,
+    QueueFullError,
+    RateLimitedError,
+    SchemaVersionError,
+)
 from broker.jobs import Accepted, Band, Delta, NewJob, Outcome, Status, Usage
 from broker.limits import RateLimits
 from broker.redis_queue import AsyncRedisQueue, RedisQueue
@@ -327,6 +333,27 @@ def test_a_fit_server_passes_and_an_evicting_one_is_warned_of(desk: Harness) -> 
         check_server(client)
         client.config_set("maxmemory-policy", "noeviction")
     assert [line["event"] for line in lines] == ["redis_may_evict_jobs"]
+
+
+def test_a_server_with_data_of_another_major_version_is_refused(desk: Harness) -> None:
+    client = behind(desk)
+    check_server(client)
+    assert client.get(keys.SCHEMA) == SCHEMA_VERSION.encode()
+    client.set(keys.SCHEMA, "7.1")
+    with pytest.raises(SchemaVersionError, match=r"has schema version 7\.1"):
+        check_server(client)
+
+
+def test_a_paused_queue_does_not_keep_workers_awake(desk: Harness) -> None:
+    desk.queue.pause(MODEL)
+    desk.submit()
+    bell = keys.bell(MODEL)
+    behind(desk).delete(bell)
+    assert desk.claim() == []
+    desk.queue.sweep(MODEL)
+    assert behind(desk).llen(bell) == 0
+    desk.queue.resume(MODEL)
+    assert behind(desk).llen(bell) == 1
 
 
 def test_a_connection_that_broke_is_replaced_and_the_call_repeated(
