@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import ceil
 from typing import Any, Final
 
 import orjson
@@ -19,6 +20,8 @@ from broker.errors import (
     IdempotencyConflictError,
     JobNotFoundError,
     NotRetryableError,
+    OverloadedError,
+    QueueDrainingError,
     QueueFullError,
 )
 from broker.jobs import Job, Status
@@ -68,6 +71,8 @@ CODES: Final[Mapping[str, Code]] = {
     "max_attempts": Code(502, _SERVER, False, "The job failed at every attempt"),
     "broker_unavailable": Code(503, _SERVER, True, "The queue can't be reached"),
     "accounts_unavailable": Code(503, _SERVER, True, "Accounts are not loaded yet"),
+    "overloaded": Code(503, _SERVER, True, "Too many jobs wait for the model"),
+    "queue_draining": Code(503, _SERVER, True, "The model takes no new jobs for now"),
     "shutting_down": Code(503, _SERVER, True, "The server is shutting down"),
     "out_of_memory": Code(503, _SERVER, True, "The model ran out of memory"),
     "deadline_exceeded": Code(504, _SERVER, False, "The job did not finish in time"),
@@ -75,7 +80,11 @@ CODES: Final[Mapping[str, Code]] = {
 }
 
 #: Seconds a caller is asked to wait, where nothing better is known.
-_RETRY_AFTER_S: Final[Mapping[str, float]] = {"queue_full": 5.0, "budget_exceeded": 3600.0}
+_RETRY_AFTER_S: Final[Mapping[str, float]] = {
+    "queue_full": 5.0,
+    "queue_draining": 30.0,
+    "budget_exceeded": 3600.0,
+}
 _DEFAULT_RETRY_AFTER_S: Final = 1.0
 
 #: Errors that aiohttp raises by itself.
@@ -115,9 +124,16 @@ class ApiError(Exception):
 
 def from_broker(error: BrokerError) -> ApiError:
     """What a failure of the broker means to the caller."""
+    if isinstance(error, OverloadedError):
+        message = (
+            f"The model has {error.limit} jobs waiting, beyond which no {error.band} job is taken."
+        )
+        return ApiError("overloaded", message, retry_after_s=error.retry_after_ms / 1000)
     if isinstance(error, QueueFullError):
-        whose = "Your queue" if error.scope == "tenant" else "The model's queue"
-        return ApiError("queue_full", f"{whose} is full ({error.limit} jobs); try again later.")
+        message = f"Your queue is full ({error.limit} jobs); try again later."
+        return ApiError("queue_full", message, retry_after_s=error.retry_after_ms / 1000)
+    if isinstance(error, QueueDrainingError):
+        return ApiError("queue_draining")
     if isinstance(error, IdempotencyConflictError):
         return ApiError("idempotency_key_reused", job_id=error.job_id)
     if isinstance(error, NotRetryableError):
@@ -183,7 +199,7 @@ def render(error: ApiError, request: web.BaseRequest, request_id: str) -> web.Re
     headers = dict(error.headers or {})
     if row.status in (429, 503):
         wait_s = error.retry_after_s or _RETRY_AFTER_S.get(error.code, _DEFAULT_RETRY_AFTER_S)
-        headers[hdrs.RETRY_AFTER] = str(max(1, round(wait_s)))
+        headers[hdrs.RETRY_AFTER] = str(max(1, ceil(wait_s)))
         headers["retry-after-ms"] = str(round(wait_s * 1000))
     elif row.status == 401:
         headers[hdrs.WWW_AUTHENTICATE] = 'Bearer realm="forebay"'

@@ -10,7 +10,7 @@ from api.auth.principal import Principal
 from broker.jobs import Accepted, Band, Event, Job, NewJob, Status
 from broker.queue import CancelResult
 from broker.results import Resync
-from broker.stats import DeadLetter, QueueStats, WorkerStatus
+from broker.stats import DeadLetter, Position, QueueStats, WorkerStatus
 
 
 class Queue(Protocol):
@@ -42,6 +42,8 @@ class Queue(Protocol):
     async def retry(
         self, job_id: str, *, tenant: str | None = None, deadline_ms: int = 0
     ) -> Accepted: ...
+
+    async def position(self, job_id: str, *, tenant: str | None = None) -> Position | None: ...
 
     async def events(self, job_id: str, *, after: int = 0) -> tuple[list[Event], bool]: ...
 

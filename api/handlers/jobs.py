@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Final
 
 import orjson
@@ -20,8 +21,9 @@ from api.schemas.job_object import accepted_object, job_object, queue_ms
 from api.schemas.jobs import CANCELS, LISTING, RETRY, SUBMISSION
 from api.schemas.parsing import parse, parse_query
 from broker.errors import JobNotFoundError
-from broker.jobs import Job, NewJob
+from broker.jobs import Job, NewJob, Status
 from broker.queue import CancelResult
+from broker.stats import Position
 
 _JSON: Final = "application/json"
 _JOB_ID: Final = re.compile(r"job_[0-9a-hjkmnp-tv-z]{26}", re.ASCII)
@@ -95,7 +97,8 @@ async def _replayed(request: web.Request, job_id: str, prefer: Preference) -> we
     if prefer.wait_s and not job.is_terminal:
         job = await _wait(request, job, prefer.wait_s)
     headers = {hdrs.LOCATION: f"/v1/jobs/{job.id}", **REPLAYED, **prefer.applied}
-    return show(job, status=200 if job.is_terminal else 202, headers=headers)
+    status = 200 if job.is_terminal else 202
+    return await show_waiting(request, job, status=status, headers=headers)
 
 
 async def fetch(request: web.Request) -> web.Response:
@@ -113,7 +116,7 @@ async def fetch(request: web.Request) -> web.Response:
     known = request.headers.get(hdrs.IF_NONE_MATCH, "")
     # Found anywhere in a list of tags, weak or not: its quotes delimit it.
     if etag not in known and known.strip() != "*":
-        return show(job, headers=headers)
+        return await show_waiting(request, job, headers=headers)
     if not job.is_terminal:
         headers[hdrs.RETRY_AFTER] = _POLL_S
     return web.Response(status=304, headers=headers)
@@ -187,7 +190,8 @@ async def retry(request: web.Request) -> web.Response:
     deadline_ms = milliseconds(parse(RETRY, raw).deadline) if raw else 0
     await queue.retry(job_id, tenant=tenant, deadline_ms=deadline_ms)
     job = await queue.get(job_id, tenant=tenant)
-    return show(job, status=202, headers={hdrs.LOCATION: f"/v1/jobs/{job_id}"})
+    headers: dict[str, str] = {hdrs.LOCATION: f"/v1/jobs/{job_id}"}
+    return await show_waiting(request, job, status=202, headers=headers)
 
 
 def job_id_of(request: web.Request) -> str:
@@ -198,10 +202,29 @@ def job_id_of(request: web.Request) -> str:
     return job_id
 
 
-def show(job: Job, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+async def show_waiting(
+    request: web.Request, job: Job, *, status: int = 200, headers: Mapping[str, str] | None = None
+) -> web.Response:
+    """As `show`, and where the job stands in its queue while it waits."""
+    position = None
+    if job.status is Status.QUEUED:
+        # It may have started, or even ended and expired, since it was read.
+        with suppress(JobNotFoundError):
+            position = await request.app[keys.QUEUE].position(job.id)
+    return show(job, position, status=status, headers=headers)
+
+
+def show(
+    job: Job,
+    position: Position | None = None,
+    *,
+    status: int = 200,
+    headers: Mapping[str, str] | None = None,
+) -> web.Response:
     shown = {hdrs.CONTENT_TYPE: _JSON, **(headers or {})}
     if not job.is_terminal:
         shown[hdrs.RETRY_AFTER] = _POLL_S
     if (waited_ms := queue_ms(job)) is not None:
         shown["x-queue-ms"] = str(waited_ms)
-    return web.Response(status=status, body=orjson.dumps(job_object(job)), headers=shown)
+    body = orjson.dumps(job_object(job, position=position))
+    return web.Response(status=status, body=body, headers=shown)

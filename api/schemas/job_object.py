@@ -7,6 +7,7 @@ from typing import Any
 import orjson
 
 from broker.jobs import Job, NewJob, Status
+from broker.stats import Position
 
 
 def urls(job_id: str) -> dict[str, str]:
@@ -33,7 +34,8 @@ def accepted_object(job: NewJob, *, created_ms: int, position: int) -> bytes:
             "deadline_at": _seconds(job.deadline_ms),
             "attempt": 0,
             "max_attempts": job.max_attempts,
-            "queue": {"position": position},
+            # What it takes to know more is a second call, and few submits need it.
+            "queue": {"position": position, "estimated_start_ms": None},
             "error": None,
             "usage": None,
             "urls": urls(job.id),
@@ -42,8 +44,10 @@ def accepted_object(job: NewJob, *, created_ms: int, position: int) -> bytes:
     )
 
 
-def job_object(job: Job, *, with_output: bool = True) -> dict[str, Any]:
-    """For `orjson.dumps`. Times are Unix seconds; a listing has no output."""
+def job_object(
+    job: Job, *, position: Position | None = None, with_output: bool = True
+) -> dict[str, Any]:
+    """For `orjson.dumps`. Times are Unix seconds; a listing has neither output nor position."""
     error = None
     if job.error is not None:
         error = {
@@ -77,8 +81,12 @@ def job_object(job: Job, *, with_output: bool = True) -> dict[str, Any]:
         "deadline_at": _seconds(job.deadline_ms),
         "attempt": job.attempt,
         "max_attempts": job.max_attempts,
-        # A later position would cost a search of the queue.
-        "queue": None,
+        "queue": None
+        if position is None
+        else {
+            "position": position.position,
+            "estimated_start_ms": position.estimated_start_ms,
+        },
         "error": error,
         "usage": usage,
         "urls": urls(job.id),

@@ -15,9 +15,10 @@ from structlog.testing import capture_logs
 
 from api import keys
 from api.cli import main
-from broker.errors import BrokerUnavailableError, JobNotFoundError
+from broker.errors import BrokerUnavailableError, JobNotFoundError, QueueFullError
 from broker.jobs import Accepted, NewJob, Status, new_job_id
 from broker.memory import AsyncMemoryQueue, MemoryQueue
+from broker.policies import TenantPolicy
 from broker.results import MemoryHub
 from config.settings import load
 from tests.apiserver import CHAT, EMBED, Api, chat, eventually, job, running, serving
@@ -27,8 +28,9 @@ from tests.conftest import _flushed
 @pytest.fixture(params=["memory", "valkey", "redis7"])
 async def api(request: pytest.FixtureRequest) -> AsyncIterator[Api]:
     bounds = {"ping_interval_s": 0.2, "sync_timeout_s": 30}
+    sheds = {"max_queued_total": 20, "shed_batch_at": 0.1, "shed_standard_at": 0.5}
     if request.param == "memory":
-        settings = load(_env_file=None, api=bounds)
+        settings = load(_env_file=None, api=bounds, queue=sheds)
         memory = MemoryQueue(settings.queue)
         hub = MemoryHub(memory)
         await hub.start()
@@ -37,7 +39,7 @@ async def api(request: pytest.FixtureRequest) -> AsyncIterator[Api]:
         await hub.stop()
         return
     url = _flushed(request.getfixturevalue(f"{request.param}_url"))
-    settings = load(_env_file=None, redis={"url": url, "timeout_s": 2}, api=bounds)
+    settings = load(_env_file=None, redis={"url": url, "timeout_s": 2}, api=bounds, queue=sheds)
     async with running(settings) as api:
         yield api
 
@@ -405,3 +407,62 @@ async def test_the_commands_on_jobs_and_dead_letters(api: Api) -> None:
     assert code == 1
     assert f"{waiting}: terminal" in said
     assert "1 of 2 jobs" in said
+
+
+async def test_a_waiting_job_says_where_it_stands_and_when_it_may_start(api: Api) -> None:
+    for _ in range(3):
+        await _ended(api, job())
+    api.queue.set_policy("ten_a", TenantPolicy(max_in_flight=1))
+    api.worker.holding.clear()
+    running = (await _submit(api, job("hold")))["id"]
+    await api.worker.holding.wait()
+    waiting = [(await _submit(api, job()))["id"] for _ in range(2)]
+    assert (await _read(api, running))["queue"] is None
+    shown = [(await _read(api, job_id))["queue"] for job_id in waiting]
+    assert [queue["position"] for queue in shown] == [0, 1]
+    starts = [queue["estimated_start_ms"] for queue in shown]
+    assert time.time() * 1000 - 1000 < starts[0] <= starts[1]
+    delayed = await _read(api, (await _submit(api, job(delay=60)))["id"])
+    assert delayed["queue"]["estimated_start_ms"] >= delayed["created_at"] * 1000 + 60_000
+    api.worker.release()
+    api.worker.ring()
+    await eventually(lambda: api.queue.get(waiting[1]).is_terminal)
+    assert (await _read(api, waiting[1]))["queue"] is None
+
+
+async def test_a_full_queue_says_when_there_will_be_room(api: Api) -> None:
+    for _ in range(3):
+        await _ended(api, job())
+    api.queue.set_policy("ten_a", TenantPolicy(max_queued=2))
+    for _ in range(2):
+        await _submit(api, job(delay=60))
+    with pytest.raises(QueueFullError) as refused:
+        api.queue.enqueue(NewJob(tenant="ten_a", model=CHAT, endpoint="/v1/x", body=b"{}"))
+    response = await api.client.post("/v1/jobs", json=job())
+    assert response.status == 429
+    assert (await response.json())["error"]["code"] == "queue_full"
+    wait_ms = int(response.headers["retry-after-ms"])
+    assert wait_ms == pytest.approx(refused.value.retry_after_ms, rel=0.5)
+    assert int(response.headers["Retry-After"]) == -(-wait_ms // 1000)
+
+
+async def test_an_overloaded_model_sheds_batch_jobs_first(api: Api) -> None:
+    for _ in range(2):
+        await _submit(api, job(delay=60, priority="batch"))
+    response = await api.client.post("/v1/jobs", json=job(priority="batch"))
+    assert response.status == 503
+    assert (await response.json())["error"]["code"] == "overloaded"
+    assert int(response.headers["retry-after-ms"]) >= 1000
+    for priority in ("standard", "interactive"):
+        await _submit(api, job(delay=60, priority=priority))
+
+
+async def test_a_draining_model_takes_nothing_new(api: Api) -> None:
+    api.queue.drain(CHAT)
+    for path, payload in (("/v1/jobs", job()), ("/v1/chat/completions", chat())):
+        response = await api.client.post(path, json=payload)
+        assert response.status == 503
+        assert (await response.json())["error"]["code"] == "queue_draining"
+        assert response.headers["Retry-After"] == "30"
+    api.queue.resume(CHAT)
+    await _submit(api, job())
