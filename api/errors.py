@@ -14,6 +14,7 @@ from typing import Any, Final
 import orjson
 from aiohttp import hdrs, web
 
+from api.limit_headers import limit_headers
 from broker.errors import (
     BrokerError,
     BrokerUnavailableError,
@@ -23,6 +24,7 @@ from broker.errors import (
     OverloadedError,
     QueueDrainingError,
     QueueFullError,
+    RateLimitedError,
 )
 from broker.jobs import Job, Status
 
@@ -95,6 +97,13 @@ _BY_STATUS: Final[Mapping[int, str]] = {
     415: "unsupported_media_type",
 }
 
+#: Code and unit of a limit by what it counts.
+_LIMITED: Final[Mapping[str, tuple[str, str]]] = {
+    "requests": ("rate_limit_exceeded", "requests per minute"),
+    "tokens": ("tokens_exceeded", "tokens per minute"),
+    "jobs": ("concurrency_exceeded", "jobs at once"),
+}
+
 _PROBLEM: Final = "application/problem+json"
 
 
@@ -132,6 +141,15 @@ def from_broker(error: BrokerError) -> ApiError:
     if isinstance(error, QueueFullError):
         message = f"Your queue is full ({error.limit} jobs); try again later."
         return ApiError("queue_full", message, retry_after_s=error.retry_after_ms / 1000)
+    if isinstance(error, RateLimitedError):
+        code, unit = _LIMITED[error.kind]
+        whose = "This key's" if error.scope == "key" else "Your"
+        return ApiError(
+            code,
+            f"{whose} limit of {error.limit} {unit} is reached.",
+            retry_after_s=error.retry_after_ms / 1000,
+            headers=limit_headers(error.limits),
+        )
     if isinstance(error, QueueDrainingError):
         return ApiError("queue_draining")
     if isinstance(error, IdempotencyConflictError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -48,6 +48,11 @@ class Accounts:
             )
             for name, scopes in {"a": {"jobs"}, "b": {"jobs"}, "admin": {"admin"}}.items()
         }
+
+    def change(self, name: str, **fields: Any) -> None:
+        """Give the principal of a key another policy or other limits."""
+        key = f"Bearer {name}"
+        self._principals[key] = replace(self._principals[key], **fields)
 
     def authenticate(self, authorization: str | None) -> Principal:
         if not authorization:
@@ -224,6 +229,7 @@ class Api:
     queue: JobQueue
     worker: Worker
     app: web.Application
+    accounts: Accounts
 
     @property
     def url(self) -> str:
@@ -235,13 +241,14 @@ async def serving(
     settings: Settings, queue: JobQueue, async_queue: Any, hub: Any, *, key: str = "a"
 ) -> AsyncIterator[Api]:
     noticed = Noticed(async_queue)
-    app = make_app(settings, MODELS, queue=noticed, hub=hub, authenticator=Accounts())
+    accounts = Accounts()
+    app = make_app(settings, MODELS, queue=noticed, hub=hub, authenticator=accounts)
     worker = Worker(queue, noticed.bell)
     working = asyncio.create_task(worker.run())
     server = _Server(app)
     try:
         async with TestClient(server, headers={"Authorization": f"Bearer {key}"}) as client:
-            yield Api(client=client, queue=queue, worker=worker, app=app)
+            yield Api(client=client, queue=queue, worker=worker, app=app, accounts=accounts)
     finally:
         working.cancel()
         with suppress(asyncio.CancelledError):

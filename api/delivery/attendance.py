@@ -20,6 +20,7 @@ from api.errors import ApiError
 from api.ports import Queue
 from broker.errors import BrokerError, BrokerUnavailableError, JobNotFoundError
 from broker.jobs import Accepted, Job, NewJob
+from broker.limits import LimitState
 from config.logs import get_logger
 
 log = get_logger(__name__)
@@ -36,6 +37,8 @@ class Attendance:
     #: With the id and band that the job really has.
     job: NewJob
     follower: Follower
+    #: The rate limits it is under, as they stood after it was taken.
+    limits: tuple[LimitState, ...]
     #: It was made by an earlier request with the same idempotency key.
     replayed: bool = False
 
@@ -70,10 +73,10 @@ async def attended(app: web.Application, job: NewJob) -> AsyncIterator[Attendanc
         try:
             accepted = await asyncio.shield(enqueued)
             if accepted.replayed:
-                async with _joined(app, job, accepted.job_id) as attendance:
+                async with _joined(app, job, accepted) as attendance:
                     yield attendance
             else:
-                yield Attendance(job, follower)
+                yield Attendance(job, follower, accepted.limits)
         finally:
             if not follower.finished and not job.idempotency_key:
                 app[keys.BACKGROUND].spawn(_cancel(queue, job, enqueued))
@@ -88,14 +91,17 @@ async def first_record(queue: Queue, job_id: str) -> Job:
 
 
 @asynccontextmanager
-async def _joined(app: web.Application, job: NewJob, first_id: str) -> AsyncIterator[Attendance]:
+async def _joined(
+    app: web.Application, job: NewJob, accepted: Accepted
+) -> AsyncIterator[Attendance]:
     """Follow the job of an earlier request from its beginning, or find it ended."""
-    queue = app[keys.QUEUE]
+    queue, first_id = app[keys.QUEUE], accepted.job_id
     async with app[keys.HUB].subscribe(first_id) as subscription:
         record = await first_record(queue, first_id)
         follower = Follower(queue, subscription, first_id, from_log=True)
         follower.finished = record.is_terminal
-        yield Attendance(replace(job, id=first_id, band=record.band), follower, replayed=True)
+        found = replace(job, id=first_id, band=record.band)
+        yield Attendance(found, follower, accepted.limits, replayed=True)
 
 
 async def _cancel(queue: Queue, job: NewJob, enqueued: asyncio.Future[Accepted]) -> None:

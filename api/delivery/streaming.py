@@ -16,6 +16,7 @@ from api.delivery.chunks import Chunks
 from api.delivery.following import Follower, Snapshot, final_record
 from api.delivery.relay import DivergedError, TextRelay
 from api.errors import ApiError, error_object, from_broker, from_job
+from api.limit_headers import limit_headers
 from broker.errors import BrokerError
 from broker.jobs import Event, EventType, NewJob, Status
 
@@ -60,6 +61,7 @@ class _Stream:
         self._request = request
         self._job = attendance.job
         self._replayed = attendance.replayed
+        self._limits = limit_headers(attendance.limits)
         self._chunks = chunks
         self._text = TextRelay()
         #: On the event loop's clock.
@@ -122,6 +124,7 @@ class _Stream:
                 "x-request-id": self._request[keys.REQUEST_ID],
                 "x-job-id": self._job.id,
                 "x-priority": self._job.band.value,
+                **self._limits,
             }
             if self._replayed:
                 headers.update(REPLAYED)

@@ -17,6 +17,7 @@ from api.errors import ApiError, from_job
 from api.handlers.body import preference, read_body
 from api.handlers.intake import new_job
 from api.handlers.jobs import accept
+from api.limit_headers import limit_headers
 from api.schemas.fields import TIER_OF
 from api.schemas.inference import GenerationRequest, InferenceRequest
 from api.schemas.job_object import queue_ms
@@ -86,7 +87,7 @@ async def _answer(request: web.Request, job: NewJob, tier: str | None) -> web.Re
     body = record.output
     if tier is not None:
         body = b'%b,"service_tier":"%b"}' % (body[:-1], tier.encode())
-    headers = _headers(record)
+    headers = {**_headers(record), **limit_headers(attendance.limits)}
     if attendance.replayed:
         headers.update(REPLAYED)
     return web.Response(body=body, headers=headers)

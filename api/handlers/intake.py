@@ -94,6 +94,8 @@ def new_job(
         request_id=request[keys.REQUEST_ID],
         idempotency_key=idempotency_key,
         fingerprint=_fingerprint(request, raw) if idempotency_key else "",
+        limits=principal.policy.limits,
+        key_limits=principal.key_limits,
     )
 
 

@@ -17,11 +17,12 @@ from api.delivery.following import QUEUED_SEQ, Follower, final_record
 from api.errors import ApiError
 from api.handlers.body import Preference, preference, query_number, read_body
 from api.handlers.intake import Terms, milliseconds, new_job
+from api.limit_headers import limit_headers
 from api.schemas.job_object import accepted_object, job_object, queue_ms
 from api.schemas.jobs import CANCELS, LISTING, RETRY, SUBMISSION
 from api.schemas.parsing import parse, parse_query
 from broker.errors import JobNotFoundError
-from broker.jobs import Job, NewJob, Status
+from broker.jobs import Accepted, Job, NewJob, Status
 from broker.queue import CancelResult
 from broker.stats import Position
 
@@ -62,41 +63,49 @@ async def accept(request: web.Request, job: NewJob, prefer: Preference) -> web.R
     if not prefer.wait_s:
         accepted = await enqueue(app, job)
         if accepted.replayed:
-            return await _replayed(request, accepted.job_id, prefer)
-        return _accepted(request, job, accepted.position, prefer)
+            return await _replayed(request, accepted, prefer)
+        return _accepted(request, job, accepted, prefer)
     async with app[keys.HUB].subscribe(job.id) as subscription:
         accepted = await enqueue(app, job)
         if accepted.replayed:
-            return await _replayed(request, accepted.job_id, prefer)
+            return await _replayed(request, accepted, prefer)
         follower = Follower(app[keys.QUEUE], subscription, job.id, after=QUEUED_SEQ)
         if not await follower.terminal(within_s=prefer.wait_s):
-            return _accepted(request, job, accepted.position, prefer)
+            return _accepted(request, job, accepted, prefer)
     app[keys.METRICS].job_submitted(job.model, job.endpoint, job.band)
     record = await final_record(app[keys.QUEUE], job.id, within_s=_RECORD_S)
-    return show(record, headers=prefer.applied)
+    return show(record, headers={**prefer.applied, **limit_headers(accepted.limits)})
 
 
-def _accepted(request: web.Request, job: NewJob, position: int, prefer: Preference) -> web.Response:
+def _accepted(
+    request: web.Request, job: NewJob, accepted: Accepted, prefer: Preference
+) -> web.Response:
     request.app[keys.METRICS].job_submitted(job.model, job.endpoint, job.band)
     created_ms = time.time_ns() // 1_000_000
     return web.Response(
         status=202,
-        body=accepted_object(job, created_ms=created_ms, position=position),
+        body=accepted_object(job, created_ms=created_ms, position=accepted.position),
         headers={
             hdrs.CONTENT_TYPE: _JSON,
             hdrs.LOCATION: f"/v1/jobs/{job.id}",
             hdrs.RETRY_AFTER: _POLL_S,
             **prefer.applied,
+            **limit_headers(accepted.limits),
         },
     )
 
 
-async def _replayed(request: web.Request, job_id: str, prefer: Preference) -> web.Response:
+async def _replayed(request: web.Request, accepted: Accepted, prefer: Preference) -> web.Response:
     """The job that the idempotency key stands for, as it is now (or within `Prefer: wait`)."""
-    job = await first_record(request.app[keys.QUEUE], job_id)
+    job = await first_record(request.app[keys.QUEUE], accepted.job_id)
     if prefer.wait_s and not job.is_terminal:
         job = await _wait(request, job, prefer.wait_s)
-    headers = {hdrs.LOCATION: f"/v1/jobs/{job.id}", **REPLAYED, **prefer.applied}
+    headers = {
+        hdrs.LOCATION: f"/v1/jobs/{job.id}",
+        **REPLAYED,
+        **prefer.applied,
+        **limit_headers(accepted.limits),
+    }
     status = 200 if job.is_terminal else 202
     return await show_waiting(request, job, status=status, headers=headers)
 
@@ -188,9 +197,12 @@ async def retry(request: web.Request) -> web.Response:
     queue = request.app[keys.QUEUE]
     raw = await read_body(request)
     deadline_ms = milliseconds(parse(RETRY, raw).deadline) if raw else 0
-    await queue.retry(job_id, tenant=tenant, deadline_ms=deadline_ms)
+    accepted = await queue.retry(job_id, tenant=tenant, deadline_ms=deadline_ms)
     job = await queue.get(job_id, tenant=tenant)
-    headers: dict[str, str] = {hdrs.LOCATION: f"/v1/jobs/{job_id}"}
+    headers: dict[str, str] = {
+        hdrs.LOCATION: f"/v1/jobs/{job_id}",
+        **limit_headers(accepted.limits),
+    }
     return await show_waiting(request, job, status=202, headers=headers)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 import pytest
+from aiohttp import ClientResponse
 from click.testing import CliRunner
 from structlog.testing import capture_logs
 
@@ -17,6 +18,7 @@ from api import keys
 from api.cli import main
 from broker.errors import BrokerUnavailableError, JobNotFoundError, QueueFullError
 from broker.jobs import Accepted, NewJob, Status, new_job_id
+from broker.limits import RateLimits
 from broker.memory import AsyncMemoryQueue, MemoryQueue
 from broker.policies import TenantPolicy
 from broker.results import MemoryHub
@@ -466,3 +468,55 @@ async def test_a_draining_model_takes_nothing_new(api: Api) -> None:
         assert response.headers["Retry-After"] == "30"
     api.queue.resume(CHAT)
     await _submit(api, job())
+
+
+@pytest.mark.parametrize("call", ["job", "sync", "stream"])
+async def test_limited_calls_tell_their_limits(api: Api, call: str) -> None:
+    policy = TenantPolicy(requests_per_minute=2, tokens_per_minute=100_000)
+    api.accounts.change("a", policy=policy)
+
+    async def ask(**headers: str) -> ClientResponse:
+        path, payload = ("/v1/jobs", job()) if call == "job" else ("/v1/chat/completions", chat())
+        if call == "stream":
+            payload["stream"] = True
+        return await api.client.post(path, json=payload, headers=headers)
+
+    first = await ask(**KEY)
+    assert first.status < 300
+    assert first.headers["x-ratelimit-limit-requests"] == "2"
+    assert first.headers["x-ratelimit-remaining-requests"] == "1"
+    assert float(first.headers["x-ratelimit-reset-requests"].rstrip("s")) == pytest.approx(30, 0.1)
+    assert first.headers["x-ratelimit-limit-tokens"] == "100000"
+    assert first.headers["RateLimit"].startswith('"tenant-requests";r=1;t=')
+    # A repeat takes nothing.
+    assert (await ask(**KEY)).headers["x-ratelimit-remaining-requests"] == "1"
+    assert (await ask()).headers["x-ratelimit-remaining-requests"] == "0"
+    refused = await ask()
+    assert refused.status == 429
+    error = (await refused.json())["error"]
+    assert error["code"] == "rate_limit_exceeded"
+    assert error["message"] == "Your limit of 2 requests per minute is reached."
+    assert 25_000 < int(refused.headers["retry-after-ms"]) <= 30_000
+    assert refused.headers["x-ratelimit-remaining-requests"] == "0"
+    # Others are not touched.
+    theirs = await ask(Authorization="Bearer b")
+    assert theirs.status < 300
+    assert not [name for name in theirs.headers if "ratelimit" in name.lower()]
+
+
+async def test_tokens_of_a_key_and_jobs_of_a_tenant_are_limited(api: Api) -> None:
+    api.accounts.change("a", key_limits=RateLimits(tokens_per_minute=400))
+    held = await _submit(api, job("hold"))
+    refused = await api.client.post("/v1/jobs", json=job())
+    assert (refused.status, (await refused.json())["error"]["code"]) == (429, "tokens_exceeded")
+    assert "This key" in (await refused.json())["error"]["message"]
+    # What the job did not take is given back at its end.
+    await eventually(lambda: api.worker.held)
+    api.worker.release()
+    assert api.queue.get(held["id"]).is_terminal
+    api.accounts.change("a", key_limits=RateLimits(), policy=TenantPolicy(max_jobs=1))
+    await _submit(api, job(delay=60))
+    refused = await api.client.post("/v1/jobs", json=job())
+    assert refused.status == 429
+    assert (await refused.json())["error"]["code"] == "concurrency_exceeded"
+    assert int(refused.headers["Retry-After"]) >= 1
