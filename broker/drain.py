@@ -13,9 +13,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from struct import Struct
 
 #: What was done this long (of work) ago counts 1/e.
 FADING_MS = 60_000
+#: Four doubles; numbers as text would take the scripts several times longer.
+_SUMS = Struct("<4d")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +30,15 @@ class Drain:
     at_ms: int
 
     @classmethod
-    def parse(cls, raw: bytes | None) -> Drain | None:
-        """As the scripts keep it: `jobs|tokens|busy ms|at ms`."""
+    def unpack(cls, raw: bytes | None) -> Drain | None:
+        """As the scripts keep it."""
         if not raw:
             return None
-        jobs, tokens, busy, at = raw.split(b"|")
-        return cls(float(jobs), float(tokens), float(busy), int(at))
+        jobs, tokens, busy, at = _SUMS.unpack(raw)
+        return cls(jobs, tokens, busy, int(at))
+
+    def pack(self) -> bytes:
+        return _SUMS.pack(self.jobs, self.tokens, self.busy_ms, self.at_ms)
 
     @property
     def jobs_per_s(self) -> float | None:

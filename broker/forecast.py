@@ -52,7 +52,7 @@ class Outlook:
         now, queue, tenant, oldest, since, racing, parked, races, weights = reply
         everyone, own, *rivals = (None if raw is None else float(raw) for raw in weights)
         default = default_weight if everyone is None else everyone
-        queue_drain, tenant_drain = Drain.parse(queue), Drain.parse(tenant)
+        queue_drain, tenant_drain = Drain.unpack(queue), Drain.unpack(tenant)
         return cls(
             now_ms=now,
             queue=queue_drain and queue_drain.seen(now, oldest),

@@ -84,7 +84,7 @@ class ReadingCalls:
         def decode(reply: Any, _: bool) -> QueueStats:
             now, bands, delayed, in_flight, dead, mode, stale, raw, rows = reply
             depths, oldest = bands[::2], bands[1::2]
-            drain = Drain.parse(raw)
+            drain = Drain.unpack(raw)
             if drain and any(depths):
                 drain = drain.seen(now, min(filter(None, oldest)))
             return QueueStats(
@@ -101,7 +101,7 @@ class ReadingCalls:
                 jobs_per_s=(drain and drain.jobs_per_s) or 0.0,
                 tokens_per_s=(drain and drain.tokens_per_s) or 0.0,
                 top_tenants=tuple(
-                    tenant_stats(name.decode(), waiting, running, Drain.parse(sums))
+                    tenant_stats(name.decode(), waiting, running, Drain.unpack(sums))
                     for name, waiting, running, sums in zip(*[iter(rows)] * 4, strict=True)
                 ),
             )

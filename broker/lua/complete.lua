@@ -10,10 +10,10 @@
 local function drained(drain, now, since, tokens)
   local jobs, sum, busy, at = 0, 0, 0, since
   if drain then
-    jobs, sum, busy, at = string.match(drain, '^([^|]+)|([^|]+)|([^|]+)|(%d+)$')
+    jobs, sum, busy, at = struct.unpack('<dddd', drain)
   end
   local left = math.exp(-math.max(now - math.max(at, since), 0) / FADING_MS)
-  return string.format('%.17g|%.17g|%.17g|%d', jobs * left + 1, sum * left + tokens,
+  return struct.pack('<dddd', jobs * left + 1, sum * left + tokens,
     busy * left + FADING_MS * (1 - left), math.max(now, at))
 end
 

@@ -37,7 +37,7 @@ scan = call('HSCAN', base .. 's', call('HGET', base .. 's', 'drains') or '0', 'M
   'COUNT', ARGV[2])
 call('HSET', base .. 's', 'drains', scan[1])
 for k = 1, #scan[2], 2 do
-  if tonumber(string.match(scan[2][k + 1], '%d+$')) < now - 3600000 then
+  if select(4, struct.unpack('<dddd', scan[2][k + 1])) < now - 3600000 then
     call('HDEL', base .. 's', scan[2][k])
   end
 end

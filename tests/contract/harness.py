@@ -6,12 +6,13 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import redis
 
 from broker.connections import connect, connect_async
+from broker.drain import Drain
 from broker.jobs import Claim, Event, NewJob, Outcome, Status, Usage
 from broker.memory import AsyncMemoryQueue, MemoryQueue
 from broker.policies import TenantPolicy
@@ -132,8 +133,10 @@ def shift_redis_time(client: redis.Redis, milliseconds: int) -> None:
 def _shift_drains(client: redis.Redis, key: bytes, milliseconds: int) -> None:
     for name, sums in client.hgetall(key).items():
         if name == b"d" or name.startswith(b"d:"):
-            rest, _, at = sums.rpartition(b"|")
-            client.hset(key, name, b"%b|%d" % (rest, int(at) - milliseconds))
+            drain = Drain.unpack(sums)
+            assert drain is not None
+            there = replace(drain, at_ms=drain.at_ms - milliseconds)
+            client.hset(key, name, there.pack())
 
 
 @contextmanager

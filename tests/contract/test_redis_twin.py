@@ -6,6 +6,7 @@ Time in Redis is its own clock, so each step first sets the deadlines there to t
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -89,8 +90,8 @@ class Twins(RuleBasedStateMachine):
             self.client.zadd(BASE + "d", {job_id: due + offset})
         for name, drain in state.drains.items():
             field = "d" if name is None else f"d:{name}"
-            sums = f"{drain.jobs!r}|{drain.tokens!r}|{drain.busy_ms!r}|{drain.at_ms + offset}"
-            self.client.hset(BASE + "s", field, sums)
+            there = replace(drain, at_ms=drain.at_ms + offset)
+            self.client.hset(BASE + "s", field, there.pack())
         for since in state.since.values():
             for job_id, moment in since.items():
                 band = self.memory.get(job_id).band
@@ -199,7 +200,7 @@ class Twins(RuleBasedStateMachine):
         drains = {name: value for name, value in kept.items() if name.split(":")[0] == "d"}
         raw = {name: float(value) for name, value in kept.items() if name not in drains}
         for name, twin_drain in state.drains.items():
-            drain = Drain.parse(drains.pop("d" if name is None else f"d:{name}"))
+            drain = Drain.unpack(drains.pop("d" if name is None else f"d:{name}"))
             assert drain is not None
             assert drain.jobs == pytest.approx(twin_drain.jobs, rel=0.02)
             assert drain.tokens == pytest.approx(twin_drain.tokens, rel=0.02)

@@ -59,8 +59,9 @@ def test_work_that_stands_still_lowers_the_rate() -> None:
 
 
 def test_a_drain_as_the_scripts_keep_it() -> None:
-    assert Drain.parse(None) is None
-    assert Drain.parse(b"1.5|20|3000.25|17") == Drain(1.5, 20.0, 3000.25, 17)
+    assert Drain.unpack(None) is None
+    drain = Drain(1.5, 20.0, 3000.25, 17)
+    assert Drain.unpack(drain.pack()) == drain
     assert Drain(3, 30, 0.5, 17).jobs_per_s is None
 
 
