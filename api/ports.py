@@ -10,7 +10,7 @@ from api.auth.principal import Principal
 from broker.jobs import Accepted, Band, Event, Job, NewJob, Status
 from broker.queue import CancelResult
 from broker.results import Resync
-from broker.stats import DeadLetter, Position, QueueStats, WorkerStatus
+from broker.stats import DeadLetter, Position, QueueStats, TenantQueue, WorkerStatus
 
 
 class Queue(Protocol):
@@ -50,6 +50,8 @@ class Queue(Protocol):
     async def text(self, job_id: str) -> str: ...
 
     async def stats(self, queue: str, *, top: int = 20) -> QueueStats: ...
+
+    async def tenant_queue(self, queue: str, tenant: str) -> TenantQueue: ...
 
     async def dead_letters(
         self,

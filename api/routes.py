@@ -9,7 +9,7 @@ from typing import Final
 from aiohttp import hdrs, web
 
 from api.auth.principal import SCOPES
-from api.handlers import dead_letters, events, inference, jobs, models, operations
+from api.handlers import dead_letters, events, inference, jobs, models, operations, queues
 from api.handlers.body import expect
 
 #: Instead of a scope: anybody may call this, without a credential.
@@ -42,6 +42,7 @@ ROUTES: Final = (
     Route(hdrs.METH_POST, "/v1/chat/completions", inference.chat, "jobs"),
     Route(hdrs.METH_POST, "/v1/completions", inference.completion, "jobs"),
     Route(hdrs.METH_POST, "/v1/embeddings", inference.embedding, "jobs"),
+    Route(hdrs.METH_GET, "/v1/queues", queues.listing, "jobs"),
     Route(hdrs.METH_GET, "/v1/models", models.listing, "jobs"),
     Route(hdrs.METH_GET, "/v1/models/{model}", models.fetch, "jobs"),
     Route(hdrs.METH_GET, "/v1/dead_letters", dead_letters.listing, "admin"),

@@ -18,7 +18,7 @@ from broker.jobs import Accepted, Band, Claim, Delta, Event, Job, NewJob, Outcom
 from broker.policies import TenantPolicy
 from broker.queue import CancelResult, LeaseState
 from broker.reading_calls import Listing
-from broker.stats import DeadLetter, LeaseStats, Position, QueueStats, WorkerStatus
+from broker.stats import DeadLetter, LeaseStats, Position, QueueStats, TenantQueue, WorkerStatus
 from config.settings import Queue as QueueSettings
 
 T = TypeVar("T")
@@ -198,6 +198,9 @@ class AsyncRedisQueue:
 
     async def stats(self, queue: str, *, top: int = 20) -> QueueStats:
         return await self._run(self._calls.stats(queue, top))
+
+    async def tenant_queue(self, queue: str, tenant: str) -> TenantQueue:
+        return await self._run(self._calls.tenant_queue(queue, tenant))
 
     async def leases(
         self, queue: str, *, owner: str | None = None, limit: int = 100

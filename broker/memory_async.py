@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from broker.jobs import Accepted, Band, Claim, Delta, Event, Job, NewJob, Outcome, Status
 from broker.policies import TenantPolicy
 from broker.queue import CancelResult, LeaseState
-from broker.stats import DeadLetter, LeaseStats, Position, QueueStats, WorkerStatus
+from broker.stats import DeadLetter, LeaseStats, Position, QueueStats, TenantQueue, WorkerStatus
 
 if TYPE_CHECKING:
     from broker.memory import MemoryQueue
@@ -140,6 +140,9 @@ class AsyncMemoryQueue:
 
     async def stats(self, queue: str, *, top: int = 20) -> QueueStats:
         return self._memory.stats(queue, top=top)
+
+    async def tenant_queue(self, queue: str, tenant: str) -> TenantQueue:
+        return self._memory.tenant_queue(queue, tenant)
 
     async def leases(
         self, queue: str, *, owner: str | None = None, limit: int = 100

@@ -10,7 +10,15 @@ from broker.jobs import Band, Event, EventType, Job, Status
 from broker.memory_state import ModelQueue
 from broker.memory_store import MemoryStore
 from broker.reading_calls import tenant_stats
-from broker.stats import BandStats, DeadLetter, LeaseStats, Position, QueueStats, WorkerStatus
+from broker.stats import (
+    BandStats,
+    DeadLetter,
+    LeaseStats,
+    Position,
+    QueueStats,
+    TenantQueue,
+    WorkerStatus,
+)
 
 
 class MemoryReadings(MemoryStore):
@@ -118,6 +126,27 @@ class MemoryReadings(MemoryStore):
                 jobs_per_s=(drain and drain.jobs_per_s) or 0.0,
                 tokens_per_s=(drain and drain.tokens_per_s) or 0.0,
                 top_tenants=tuple(tenants[:top]),
+            )
+
+    def tenant_queue(self, queue: str, tenant: str) -> TenantQueue:
+        with self._lock:
+            state = self._queues.get(queue) or ModelQueue()
+            now = self._clock_ms()
+            bands = []
+            for band, since in state.since.items():
+                waiting = state.lists.get((band, tenant)) or ()
+                oldest = now - since[waiting[0]] if waiting else 0
+                bands.append(BandStats(band=band, depth=len(waiting), oldest_ms=oldest))
+            known, running = state.waiting.get(tenant, 0), state.running.get(tenant, 0)
+            rates = tenant_stats(tenant, known, running, state.drains.get(tenant))
+            return TenantQueue(
+                queue=queue,
+                mode=state.mode,
+                bands=tuple(bands),
+                delayed=known - sum(band.depth for band in bands),
+                in_flight=running,
+                jobs_per_s=rates.jobs_per_s,
+                tokens_per_s=rates.tokens_per_s,
             )
 
     def leases(self, queue: str, *, owner: str | None = None, limit: int = 100) -> list[LeaseStats]:

@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 
 from broker.jobs import Accepted, Band, Claim, Delta, Event, Job, NewJob, Outcome, Status
 from broker.policies import TenantPolicy
-from broker.stats import DeadLetter, LeaseStats, Position, QueueStats, WorkerStatus
+from broker.stats import DeadLetter, LeaseStats, Position, QueueStats, TenantQueue, WorkerStatus
 
 LeaseState = Literal["ok", "lost", "cancel"]
 CancelResult = Literal["cancelled", "cancelling", "terminal"]
@@ -187,6 +187,10 @@ class JobQueue(Protocol):
         ...
 
     def stats(self, queue: str, *, top: int = 20) -> QueueStats: ...
+
+    def tenant_queue(self, queue: str, tenant: str) -> TenantQueue:
+        """What one tenant has in a queue; a band's age is that of its first job."""
+        ...
 
     def leases(self, queue: str, *, owner: str | None = None, limit: int = 100) -> list[LeaseStats]:
         """Running jobs and who holds them, those first whose lease runs out first.

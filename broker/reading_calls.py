@@ -20,6 +20,7 @@ from broker.stats import (
     LeaseStats,
     Position,
     QueueStats,
+    TenantQueue,
     TenantStats,
     WorkerStatus,
 )
@@ -107,6 +108,26 @@ class ReadingCalls:
             )
 
         return script_call(scripts.STATS, decode, (keys.base(queue),), top)
+
+    def tenant_queue(self, queue: str, tenant: str) -> Call[TenantQueue]:
+        def decode(reply: Any, _: bool) -> TenantQueue:
+            now, bands, waiting, running, mode, raw = reply
+            depths, since = bands[::2], bands[1::2]
+            rates = tenant_stats(tenant, waiting, running, Drain.unpack(raw))
+            return TenantQueue(
+                queue=queue,
+                mode=mode.decode() if mode else "running",
+                bands=tuple(
+                    BandStats(band=band, depth=depth, oldest_ms=max(now - at, 0) if at else 0)
+                    for band, depth, at in zip(BANDS, depths, since, strict=True)
+                ),
+                delayed=waiting - sum(depths),
+                in_flight=running,
+                jobs_per_s=rates.jobs_per_s,
+                tokens_per_s=rates.tokens_per_s,
+            )
+
+        return script_call(scripts.TENANT_QUEUE, decode, (keys.base(queue),), tenant)
 
     def leases(self, queue: str, owner: str | None, limit: int) -> Call[list[LeaseStats]]:
         def decode(reply: Any, _: bool) -> list[LeaseStats]:

@@ -18,7 +18,7 @@ from broker.jobs import Accepted, Band, Claim, Delta, Event, Job, NewJob, Outcom
 from broker.policies import TenantPolicy
 from broker.queue import CancelResult, LeaseState
 from broker.reading_calls import Listing
-from broker.stats import DeadLetter, LeaseStats, Position, QueueStats, WorkerStatus
+from broker.stats import DeadLetter, LeaseStats, Position, QueueStats, TenantQueue, WorkerStatus
 from broker.wire import Arg, pack
 from config.settings import Queue as QueueSettings
 
@@ -232,6 +232,9 @@ class RedisQueue:
 
     def stats(self, queue: str, *, top: int = 20) -> QueueStats:
         return self._run(self._calls.stats(queue, top))
+
+    def tenant_queue(self, queue: str, tenant: str) -> TenantQueue:
+        return self._run(self._calls.tenant_queue(queue, tenant))
 
     def leases(self, queue: str, *, owner: str | None = None, limit: int = 100) -> list[LeaseStats]:
         return self._run(self._calls.leases(queue, owner, limit))

@@ -87,6 +87,7 @@ SET_MODE = _load("set_mode")
 POSITION = _load("position")
 LEASES = _load("leases")
 STATS = _load("stats")
+TENANT_QUEUE = _load("tenant_queue")
 LIST_JOBS = _load("list_jobs")
 
 ALL: tuple[Script, ...] = (
@@ -108,5 +109,6 @@ ALL: tuple[Script, ...] = (
     POSITION,
     LEASES,
     STATS,
+    TENANT_QUEUE,
     LIST_JOBS,
 )

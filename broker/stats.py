@@ -31,6 +31,20 @@ class TenantStats:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TenantQueue:
+    """A tenant's part of a queue."""
+
+    queue: str
+    mode: QueueMode
+    bands: tuple[BandStats, ...]
+    delayed: int
+    in_flight: int
+    #: Jobs and tokens done per second, over about the last minute in which it had work.
+    jobs_per_s: float
+    tokens_per_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class QueueStats:
     queue: str
     bands: tuple[BandStats, ...]

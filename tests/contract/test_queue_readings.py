@@ -141,3 +141,25 @@ def test_who_holds_what(harness: Harness) -> None:
     assert [each.job_id for each in harness.queue.leases(MODEL, owner="w2", limit=1)] == [ids[2]]
     assert harness.queue.leases(MODEL, owner="w3") == []
     assert harness.queue.leases("never-used") == []
+
+
+def test_a_tenants_part_of_a_queue(harness: Harness) -> None:
+    nothing = harness.queue.tenant_queue("never-used", "a")
+    assert (nothing.delayed, nothing.in_flight, nothing.jobs_per_s) == (0, 0, 0.0)
+    assert [(each.band, each.depth) for each in nothing.bands] == [(band, 0) for band in Band]
+    for tenant, band, delay_ms in (
+        ("a", Band.STANDARD, 0),
+        ("b", Band.STANDARD, 0),
+        ("a", Band.STANDARD, 0),
+        ("a", Band.BATCH, 0),
+        ("a", Band.BATCH, 60_000),
+    ):
+        harness.submit(tenant, band=band, delay_ms=delay_ms)
+    assert harness.claim_one().job.tenant == "a"
+    part = harness.queue.tenant_queue(MODEL, "a")
+    assert [each.depth for each in part.bands] == [0, 1, 1]
+    assert all(0 <= each.oldest_ms < 10_000 for each in part.bands)
+    assert (part.queue, part.mode, part.delayed, part.in_flight) == (MODEL, "running", 1, 1)
+    other = harness.queue.tenant_queue(MODEL, "b")
+    assert [each.depth for each in other.bands] == [0, 1, 0]
+    assert (other.delayed, other.in_flight) == (0, 0)

@@ -520,3 +520,33 @@ async def test_tokens_of_a_key_and_jobs_of_a_tenant_are_limited(api: Api) -> Non
     assert refused.status == 429
     assert (await refused.json())["error"]["code"] == "concurrency_exceeded"
     assert int(refused.headers["Retry-After"]) >= 1
+
+
+async def test_queues_show_a_tenant_its_own_part(api: Api) -> None:
+    async def own(name: str) -> dict[str, Any]:
+        headers = {"Authorization": f"Bearer {name}"}
+        response = await api.client.get("/v1/queues", headers=headers)
+        assert response.status == 200
+        data = (await response.json())["data"]
+        assert {entry["model"] for entry in data} == {CHAT, EMBED}
+        found: dict[str, Any] = next(entry for entry in data if entry["model"] == CHAT)
+        return found
+
+    held = (await _submit(api, job("hold")))["id"]
+    await api.worker.holding.wait()
+    # Time that it takes, so that there is a rate.
+    await api.client.get(f"/v1/jobs/{held}?wait=0.05")
+    api.worker.release()
+    await _submit(api, job(delay=60))
+    api.queue.pause(CHAT)
+    for _ in range(2):
+        await _submit(api, job(priority="standard"))
+    mine, theirs = await own("a"), await own("b")
+    assert mine["mode"] == theirs["mode"] == "paused"
+    assert [band["waiting"] for band in mine["priorities"].values()] == [0, 2, 0]
+    assert list(mine["priorities"]) == ["interactive", "standard", "batch"]
+    assert 0 <= mine["priorities"]["standard"]["oldest_ms"] < 5000
+    assert (mine["delayed"], mine["running"]) == (1, 0)
+    assert mine["jobs_per_s"] > 0
+    assert [band["waiting"] for band in theirs["priorities"].values()] == [0, 0, 0]
+    assert (theirs["delayed"], theirs["running"], theirs["jobs_per_s"]) == (0, 0, 0)
