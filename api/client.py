@@ -7,10 +7,10 @@
         job = await client.wait(job.id)
 
 Calls that were refused for now (429, 503) or reached nobody are repeated, honouring `Retry-After`;
-when only the answer is missing, those that do no harm twice: a submit that may have been taken is
-left to the caller. It carries an `Idempotency-Key`, the same for all its repeats. An event stream
-that breaks is resumed after the last event seen. For the OpenAI-compatible paths the `openai`
-package works as well.
+when only the answer is missing, those that do no harm twice. A submit is one of them: it carries an
+`Idempotency-Key`, the same for all its repeats, so that a repeat finds the job. Other posts are
+when the caller gives a key. An event stream that breaks is resumed after the last event seen. For
+the OpenAI-compatible paths the `openai` package works as well.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import json
 import random
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -151,19 +151,22 @@ class Client:
         priority: str | None = None,
         metadata: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
+        **terms: Any,
     ) -> RemoteJob:
         """Put a job in the queue; `endpoint` is the OpenAI path that `body` belongs to.
 
+        `terms` are `deadline`, `execution_timeout`, `delay`, `max_attempts`, `ttl` (docs/jobs.md).
         Raises `ApiError` (e.g. 400, 401, 429 after all repeats) or `ConnectionFailedError`.
         """
-        request: dict[str, Any] = {"endpoint": endpoint, "body": dict(body)}
+        request: dict[str, Any] = {"endpoint": endpoint, "body": dict(body), **terms}
         if priority is not None:
             request["priority"] = priority
         if metadata:
             request["metadata"] = dict(metadata)
-        headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
         return RemoteJob.from_json(
-            await self._call("POST", "/v1/jobs", json=request, headers=headers)
+            await self.post(
+                "/v1/jobs", request, idempotency_key=idempotency_key or uuid.uuid4().hex
+            )
         )
 
     async def get(self, job_id: str, *, wait_s: float = 0) -> RemoteJob:
@@ -193,6 +196,17 @@ class Client:
         return RemoteJob.from_json(
             await self._call("POST", f"/v1/jobs/{job_id}/cancel", harmless=True)
         )
+
+    async def cancel_many(self, job_ids: Sequence[str]) -> dict[str, str]:
+        """Cancel up to 1,000 jobs; `cancelled`, `cancelling`, `terminal` or `not_found` by id."""
+        answer = await self._call(
+            "POST", "/v1/jobs/cancel", json={"ids": list(job_ids)}, harmless=True
+        )
+        return {entry["id"]: entry["result"] for entry in answer["data"]}
+
+    async def retry(self, job_id: str) -> RemoteJob:
+        """Put a failed or expired job in again."""
+        return RemoteJob.from_json(await self._call("POST", f"/v1/jobs/{job_id}/retry"))
 
     async def events(self, job_id: str, *, after: int = 0) -> AsyncIterator[JobEvent]:
         """The job's events from the one after `after` to the terminal one.
@@ -236,9 +250,19 @@ class Client:
         data: list[Mapping[str, Any]] = (await self._call("GET", "/v1/models"))["data"]
         return data
 
-    async def post(self, path: str, body: Mapping[str, Any]) -> Any:
-        """Any other JSON call."""
-        return await self._call("POST", path, json=body)
+    async def post(
+        self, path: str, body: Mapping[str, Any], *, idempotency_key: str | None = None
+    ) -> Any:
+        """Any other JSON call. With a key a repeat finds the first call's job, for 24 hours."""
+        if idempotency_key is None:
+            return await self._call("POST", path, json=body)
+        headers = {"Idempotency-Key": idempotency_key}
+        return await self._call("POST", path, json=body, headers=headers, harmless=True)
+
+    async def call(self, method: str, path: str, **query: str | None) -> Any:
+        """Any other call without a body."""
+        params = {name: value for name, value in query.items() if value is not None}
+        return await self._call(method, path, params=params)
 
     # -- transport --------------------------------------------------------------------------------
     async def _call(

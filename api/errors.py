@@ -8,12 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import ceil
 from typing import Any, Final
 
 import orjson
 from aiohttp import hdrs, web
 
-from broker.errors import BrokerError, BrokerUnavailableError, JobNotFoundError, QueueFullError
+from api.limit_headers import limit_headers
+from broker.errors import (
+    BrokerError,
+    BrokerUnavailableError,
+    IdempotencyConflictError,
+    JobNotFoundError,
+    NotRetryableError,
+    OverloadedError,
+    QueueDrainingError,
+    QueueFullError,
+    RateLimitedError,
+)
 from broker.jobs import Job, Status
 
 _REQUEST = "invalid_request_error"
@@ -46,6 +58,7 @@ CODES: Final[Mapping[str, Code]] = {
     "method_not_allowed": Code(405, _REQUEST, False, "The method is not allowed here"),
     "request_timeout": Code(408, _REQUEST, True, "The request body did not arrive in time"),
     "cancelled": Code(409, _REQUEST, False, "The job was cancelled"),
+    "not_retryable": Code(409, _REQUEST, False, "The job has neither failed nor expired"),
     "result_expired": Code(410, _REQUEST, False, "The result is no longer kept"),
     "payload_too_large": Code(413, _REQUEST, False, "The request body is too large"),
     "unsupported_media_type": Code(415, _REQUEST, False, "The body has an unsupported form"),
@@ -60,6 +73,8 @@ CODES: Final[Mapping[str, Code]] = {
     "max_attempts": Code(502, _SERVER, False, "The job failed at every attempt"),
     "broker_unavailable": Code(503, _SERVER, True, "The queue can't be reached"),
     "accounts_unavailable": Code(503, _SERVER, True, "Accounts are not loaded yet"),
+    "overloaded": Code(503, _SERVER, True, "Too many jobs wait for the model"),
+    "queue_draining": Code(503, _SERVER, True, "The model takes no new jobs for now"),
     "shutting_down": Code(503, _SERVER, True, "The server is shutting down"),
     "out_of_memory": Code(503, _SERVER, True, "The model ran out of memory"),
     "deadline_exceeded": Code(504, _SERVER, False, "The job did not finish in time"),
@@ -67,7 +82,11 @@ CODES: Final[Mapping[str, Code]] = {
 }
 
 #: Seconds a caller is asked to wait, where nothing better is known.
-_RETRY_AFTER_S: Final[Mapping[str, float]] = {"queue_full": 5.0, "budget_exceeded": 3600.0}
+_RETRY_AFTER_S: Final[Mapping[str, float]] = {
+    "queue_full": 5.0,
+    "queue_draining": 30.0,
+    "budget_exceeded": 3600.0,
+}
 _DEFAULT_RETRY_AFTER_S: Final = 1.0
 
 #: Errors that aiohttp raises by itself.
@@ -76,6 +95,13 @@ _BY_STATUS: Final[Mapping[int, str]] = {
     405: "method_not_allowed",
     413: "payload_too_large",
     415: "unsupported_media_type",
+}
+
+#: Code and unit of a limit by what it counts.
+_LIMITED: Final[Mapping[str, tuple[str, str]]] = {
+    "requests": ("rate_limit_exceeded", "requests per minute"),
+    "tokens": ("tokens_exceeded", "tokens per minute"),
+    "jobs": ("concurrency_exceeded", "jobs at once"),
 }
 
 _PROBLEM: Final = "application/problem+json"
@@ -107,9 +133,30 @@ class ApiError(Exception):
 
 def from_broker(error: BrokerError) -> ApiError:
     """What a failure of the broker means to the caller."""
+    if isinstance(error, OverloadedError):
+        message = (
+            f"The model has {error.limit} jobs waiting, beyond which no {error.band} job is taken."
+        )
+        return ApiError("overloaded", message, retry_after_s=error.retry_after_ms / 1000)
     if isinstance(error, QueueFullError):
-        whose = "Your queue" if error.scope == "tenant" else "The model's queue"
-        return ApiError("queue_full", f"{whose} is full ({error.limit} jobs); try again later.")
+        message = f"Your queue is full ({error.limit} jobs); try again later."
+        return ApiError("queue_full", message, retry_after_s=error.retry_after_ms / 1000)
+    if isinstance(error, RateLimitedError):
+        code, unit = _LIMITED[error.kind]
+        whose = "This key's" if error.scope == "key" else "Your"
+        return ApiError(
+            code,
+            f"{whose} limit of {error.limit} {unit} is reached.",
+            retry_after_s=error.retry_after_ms / 1000,
+            headers=limit_headers(error.limits),
+        )
+    if isinstance(error, QueueDrainingError):
+        return ApiError("queue_draining")
+    if isinstance(error, IdempotencyConflictError):
+        return ApiError("idempotency_key_reused", job_id=error.job_id)
+    if isinstance(error, NotRetryableError):
+        message = f"The job is {error.status}; only failed and expired jobs can be retried."
+        return ApiError("not_retryable", message, job_id=error.job_id)
     if isinstance(error, BrokerUnavailableError):
         return ApiError("broker_unavailable")
     if isinstance(error, JobNotFoundError):
@@ -170,7 +217,7 @@ def render(error: ApiError, request: web.BaseRequest, request_id: str) -> web.Re
     headers = dict(error.headers or {})
     if row.status in (429, 503):
         wait_s = error.retry_after_s or _RETRY_AFTER_S.get(error.code, _DEFAULT_RETRY_AFTER_S)
-        headers[hdrs.RETRY_AFTER] = str(max(1, round(wait_s)))
+        headers[hdrs.RETRY_AFTER] = str(max(1, ceil(wait_s)))
         headers["retry-after-ms"] = str(round(wait_s * 1000))
     elif row.status == 401:
         headers[hdrs.WWW_AUTHENTICATE] = 'Bearer realm="forebay"'

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Protocol
 
 from api.auth.principal import Principal
-from broker.jobs import Band, Event, Job, NewJob, Status
+from broker.jobs import Accepted, Band, Event, Job, NewJob, Status
 from broker.queue import CancelResult
 from broker.results import Resync
-from broker.stats import QueueStats, WorkerStatus
+from broker.stats import DeadLetter, Position, QueueStats, TenantQueue, WorkerStatus
 
 
 class Queue(Protocol):
     """`broker.queue.JobQueue` without its working side; same errors."""
 
-    async def enqueue(self, job: NewJob) -> int: ...
+    async def enqueue(self, job: NewJob) -> Accepted: ...
 
     async def get(self, job_id: str, *, tenant: str | None = None) -> Job: ...
 
@@ -34,11 +35,48 @@ class Queue(Protocol):
 
     async def cancel(self, job_id: str, *, tenant: str | None = None) -> CancelResult: ...
 
+    async def cancel_many(
+        self, job_ids: Sequence[str], *, tenant: str | None = None
+    ) -> dict[str, CancelResult]: ...
+
+    async def retry(
+        self, job_id: str, *, tenant: str | None = None, deadline_ms: int = 0
+    ) -> Accepted: ...
+
+    async def position(self, job_id: str, *, tenant: str | None = None) -> Position | None: ...
+
     async def events(self, job_id: str, *, after: int = 0) -> tuple[list[Event], bool]: ...
 
     async def text(self, job_id: str) -> str: ...
 
     async def stats(self, queue: str, *, top: int = 20) -> QueueStats: ...
+
+    async def tenant_queue(self, queue: str, tenant: str) -> TenantQueue: ...
+
+    async def dead_letters(
+        self,
+        queue: str,
+        *,
+        tenant: str | None = None,
+        job_id: str | None = None,
+        after: str | None = None,
+        limit: int = 20,
+    ) -> tuple[list[DeadLetter], bool]: ...
+
+    async def replay_dead(
+        self,
+        queue: str,
+        *,
+        tenant: str | None = None,
+        job_id: str | None = None,
+        limit: int = 1_000,
+    ) -> list[str]: ...
+
+    async def purge_dead(
+        self, queue: str, *, tenant: str | None = None, job_id: str | None = None
+    ) -> int: ...
+
+    async def queues(self) -> list[str]: ...
 
     async def workers(self) -> list[WorkerStatus]: ...
 

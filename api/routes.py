@@ -9,7 +9,7 @@ from typing import Final
 from aiohttp import hdrs, web
 
 from api.auth.principal import SCOPES
-from api.handlers import events, inference, jobs, models, operations
+from api.handlers import dead_letters, events, inference, jobs, models, operations, queues
 from api.handlers.body import expect
 
 #: Instead of a scope: anybody may call this, without a credential.
@@ -37,11 +37,20 @@ ROUTES: Final = (
     Route(hdrs.METH_GET, "/v1/jobs/{job_id}", jobs.fetch, "jobs"),
     Route(hdrs.METH_GET, "/v1/jobs/{job_id}/events", events.events, "jobs"),
     Route(hdrs.METH_POST, "/v1/jobs/{job_id}/cancel", jobs.cancel, "jobs"),
+    Route(hdrs.METH_POST, "/v1/jobs/{job_id}/retry", jobs.retry, "jobs"),
+    Route(hdrs.METH_POST, "/v1/jobs/cancel", jobs.cancel_many, "jobs"),
     Route(hdrs.METH_POST, "/v1/chat/completions", inference.chat, "jobs"),
     Route(hdrs.METH_POST, "/v1/completions", inference.completion, "jobs"),
     Route(hdrs.METH_POST, "/v1/embeddings", inference.embedding, "jobs"),
+    Route(hdrs.METH_GET, "/v1/queues", queues.listing, "jobs"),
     Route(hdrs.METH_GET, "/v1/models", models.listing, "jobs"),
     Route(hdrs.METH_GET, "/v1/models/{model}", models.fetch, "jobs"),
+    Route(hdrs.METH_GET, "/v1/dead_letters", dead_letters.listing, "admin"),
+    Route(hdrs.METH_DELETE, "/v1/dead_letters", dead_letters.purge_all, "admin"),
+    Route(hdrs.METH_POST, "/v1/dead_letters/replay", dead_letters.replay_all, "admin"),
+    Route(hdrs.METH_GET, "/v1/dead_letters/{job_id}", dead_letters.fetch, "admin"),
+    Route(hdrs.METH_DELETE, "/v1/dead_letters/{job_id}", dead_letters.purge, "admin"),
+    Route(hdrs.METH_POST, "/v1/dead_letters/{job_id}/replay", dead_letters.replay, "admin"),
     Route(hdrs.METH_GET, "/metrics", operations.metrics, "admin"),
     Route(hdrs.METH_GET, "/healthz", operations.healthz, PUBLIC),
     Route(hdrs.METH_GET, "/readyz", operations.readyz, PUBLIC),

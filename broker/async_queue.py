@@ -9,13 +9,16 @@ import redis.asyncio
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError
 
-from broker.calls import RELEASE_BATCH, Call, Calls, Listing
+from broker.call import Call
+from broker.calls import CANCEL_BATCH, RELEASE_BATCH, REPLAY_BATCH, Calls
 from broker.connections import translate
+from broker.errors import JobNotFoundError
 from broker.exchange import Exchange
-from broker.jobs import Band, Claim, Delta, Event, Job, NewJob, Outcome, Status
+from broker.jobs import Accepted, Band, Claim, Delta, Event, Job, NewJob, Outcome, Status
 from broker.policies import TenantPolicy
 from broker.queue import CancelResult, LeaseState
-from broker.stats import QueueStats, WorkerStatus
+from broker.reading_calls import Listing
+from broker.stats import DeadLetter, LeaseStats, Position, QueueStats, TenantQueue, WorkerStatus
 from config.settings import Queue as QueueSettings
 
 T = TypeVar("T")
@@ -48,7 +51,7 @@ class AsyncRedisQueue:
                 return call.decode(replies, repeated)
 
     # -- submitting side --------------------------------------------------------------------------
-    async def enqueue(self, job: NewJob) -> int:
+    async def enqueue(self, job: NewJob) -> Accepted:
         return await self._run(self._calls.enqueue(job))
 
     async def get(self, job_id: str, *, tenant: str | None = None) -> Job:
@@ -81,7 +84,28 @@ class AsyncRedisQueue:
         return listing.page
 
     async def cancel(self, job_id: str, *, tenant: str | None = None) -> CancelResult:
-        return await self._run(self._calls.cancel(job_id, tenant))
+        results = await self.cancel_many([job_id], tenant=tenant)
+        if job_id not in results:
+            raise JobNotFoundError(job_id)
+        return results[job_id]
+
+    async def cancel_many(
+        self, job_ids: Sequence[str], *, tenant: str | None = None
+    ) -> dict[str, CancelResult]:
+        results: dict[str, CancelResult] = {}
+        for k in range(0, len(job_ids), CANCEL_BATCH):
+            call = self._calls.cancel(job_ids[k : k + CANCEL_BATCH], tenant)
+            batch = await self._run(call)
+            results.update(batch)
+        return results
+
+    async def retry(
+        self, job_id: str, *, tenant: str | None = None, deadline_ms: int = 0
+    ) -> Accepted:
+        return await self._run(self._calls.retry(job_id, tenant, deadline_ms))
+
+    async def position(self, job_id: str, *, tenant: str | None = None) -> Position | None:
+        return await self._run(self._calls.position(job_id, tenant))
 
     async def events(self, job_id: str, *, after: int = 0) -> tuple[list[Event], bool]:
         return await self._run(self._calls.events(job_id, after))
@@ -125,12 +149,63 @@ class AsyncRedisQueue:
     async def sweep(self, queue: str) -> int:
         return await self._run(self._calls.sweep(queue))
 
+    # -- dead letters -----------------------------------------------------------------------------
+    async def dead_letters(
+        self,
+        queue: str,
+        *,
+        tenant: str | None = None,
+        job_id: str | None = None,
+        after: str | None = None,
+        limit: int = 20,
+    ) -> tuple[list[DeadLetter], bool]:
+        return await self._run(self._calls.dead_letters(queue, tenant, job_id, after, limit))
+
+    async def replay_dead(
+        self,
+        queue: str,
+        *,
+        tenant: str | None = None,
+        job_id: str | None = None,
+        limit: int = 1_000,
+    ) -> list[str]:
+        replayed: list[str] = []
+        while len(replayed) < limit:
+            batch = min(limit - len(replayed), REPLAY_BATCH)
+            ids = await self._run(self._calls.replay_dead(queue, tenant, job_id, batch))
+            replayed += ids
+            if len(ids) < batch:
+                break
+        return replayed
+
+    async def purge_dead(
+        self, queue: str, *, tenant: str | None = None, job_id: str | None = None
+    ) -> int:
+        return await self._run(self._calls.purge_dead(queue, tenant, job_id))
+
     # -- policy and readings ----------------------------------------------------------------------
     async def set_policy(self, tenant: str, policy: TenantPolicy | None) -> None:
         await self._run(self._calls.set_policy(tenant, policy, await self.queues()))
 
+    async def pause(self, queue: str) -> None:
+        await self._run(self._calls.set_mode(queue, "paused"))
+
+    async def drain(self, queue: str) -> None:
+        await self._run(self._calls.set_mode(queue, "draining"))
+
+    async def resume(self, queue: str) -> None:
+        await self._run(self._calls.set_mode(queue, "running"))
+
     async def stats(self, queue: str, *, top: int = 20) -> QueueStats:
         return await self._run(self._calls.stats(queue, top))
+
+    async def tenant_queue(self, queue: str, tenant: str) -> TenantQueue:
+        return await self._run(self._calls.tenant_queue(queue, tenant))
+
+    async def leases(
+        self, queue: str, *, owner: str | None = None, limit: int = 100
+    ) -> list[LeaseStats]:
+        return await self._run(self._calls.leases(queue, owner, limit))
 
     async def heartbeat(self, status: WorkerStatus, *, ttl_s: float) -> None:
         await self._run(self._calls.heartbeat(status, ttl_s))

@@ -5,101 +5,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import orjson
 
 from broker import keys, scripts
-from broker.errors import DuplicateJobError, JobNotFoundError, QueueFullError
-from broker.jobs import (
-    BANDS,
-    Band,
-    Claim,
-    Delta,
-    Event,
-    EventType,
-    Job,
-    JobError,
-    NewJob,
-    Outcome,
-    Status,
+from broker.call import Call, nothing, number, script_call, truth
+from broker.errors import (
+    BrokerError,
+    DuplicateJobError,
+    IdempotencyConflictError,
+    JobNotFoundError,
+    NotRetryableError,
+    OverloadedError,
+    QueueDrainingError,
+    QueueFullError,
+    RateLimitedError,
 )
-from broker.policies import TenantPolicy
+from broker.forecast import Outlook, queue_wait_ms, tenant_wait_ms
+from broker.idempotency import LIFETIME_MS, digests
+from broker.jobs import Accepted, Band, Claim, Delta, Job, JobError, NewJob, Outcome, Status
+from broker.limits import METERS, NO_LIMITS, LimitState
+from broker.limits import state as limit_state
+from broker.policies import TenantPolicy, shedding_marks
 from broker.queue import CancelResult, LeaseState
-from broker.scripts import Script
-from broker.stats import BandStats, QueueStats, TenantStats, WorkerStatus
-from broker.wire import Arg, decode_event, pairs
+from broker.reading_calls import ReadingCalls
+from broker.stats import QueueMode
+from broker.wire import Arg, pairs
 from config.settings import Queue as QueueSettings
 
-T = TypeVar("T")
-
-#: Leases given back, and ids of a tenant's index looked at, by one script call.
+#: Leases given back by one script call.
 RELEASE_BATCH = 500
-LIST_BATCH = 500
+#: Jobs cancelled, and put in again, by one script call.
+CANCEL_BATCH = 500
+REPLAY_BATCH = 100
 #: Ids looked at by one sweep, about.
 SWEEP_BATCH = 200
-#: A worker that was silent for this long is dropped from the list of workers.
-_FORGET_WORKER_MS = 86_400_000
 
 _LEASE_STATES: tuple[LeaseState, ...] = ("ok", "lost", "cancel")
 _CANCEL_RESULTS: tuple[CancelResult, ...] = ("cancelled", "cancelling", "terminal")
 
 
-@dataclass(frozen=True, slots=True)
-class Call(Generic[T]):
-    """Commands sent in one go, and how their replies are read."""
-
-    commands: tuple[tuple[Arg, ...], ...]
-    #: Takes the replies and whether the commands were sent twice.
-    decode: Callable[[list[Any], bool], T]
-    #: The script that is the one command, if it is one.
-    script: Script | None = None
-    #: May be sent again when the connection broke before the answer came.
-    repeatable: bool = True
-
-    @property
-    def by_source(self) -> tuple[tuple[Arg, ...], ...]:
-        """The same with the script's source instead of its hash; also makes it known."""
-        assert self.script is not None
-        return (("EVAL", self.script.source, *self.commands[0][2:]),)
-
-
-def _script(
-    script: Script,
-    decode: Callable[[Any, bool], T],
-    keys_: Sequence[Arg],
-    *args: Arg,
-    repeatable: bool = True,
-) -> Call[T]:
-    return Call(
-        (("EVALSHA", script.sha, len(keys_), *keys_, *args),),
-        lambda replies, repeated: decode(replies[0], repeated),
-        script,
-        repeatable,
-    )
-
-
-class Calls:
+class Calls(ReadingCalls):
     """The calls under given settings; no I/O."""
 
     def __init__(self, settings: QueueSettings) -> None:
-        self._lease_ms = int(settings.lease_ttl_s * 1000)
-        self._max_total = settings.max_queued_total
-        self._weight = settings.default_weight
+        super().__init__(settings)
+        self._marks = shedding_marks(settings)
         self._cap = settings.default_max_in_flight
         self._max_queued = settings.default_max_queued
 
     # -- submitting side --------------------------------------------------------------------------
-    def enqueue(self, job: NewJob) -> Call[int]:
-        def decode(reply: Any, repeated: bool) -> int:
-            code, value = reply
+    def enqueue(self, job: NewJob) -> Call[Accepted]:
+        def decode(reply: Any, repeated: bool) -> Accepted:
+            code = reply[0]
             if code == 0 or (code == 1 and repeated):
-                return int(value)
+                return _accepted(job.id, reply)
             if code == 1:
                 raise DuplicateJobError(job.id)
-            raise QueueFullError("tenant" if code == 2 else "model", int(value))
+            if code == 4:
+                first = reply[4].decode()
+                return _accepted(first, reply, replayed=first != job.id)
+            if code == 5:
+                raise IdempotencyConflictError(reply[1].decode())
+            raise self._refusal(reply)
 
         fields: list[Arg] = [
             "model", job.model, "endpoint", job.endpoint, "body", job.body,
@@ -113,47 +83,95 @@ class Calls:
             fields += ("stream", 1)
         if job.request_id:
             fields += ("request_id", job.request_id)
-        return _script(
+        if job.execution_timeout_ms:
+            fields += ("execution_timeout_ms", job.execution_timeout_ms)
+        name, request = digests(job)
+        return script_call(
             scripts.ENQUEUE, decode, (keys.base(job.model),),
             job.id, job.tenant, job.band, job.cost, job.delay_ms,
-            self._max_queued, self._max_total, *fields,
+            self._max_queued, self._marks[job.band], job.deadline_ms,
+            name and keys.idempotency(job.tenant, name), request, LIFETIME_MS,
+            _limits(job), job.key_id, *fields,
         )  # fmt: skip
 
-    def get(self, job_id: str, tenant: str | None) -> Call[Job]:
-        def decode(replies: list[Any], _: bool) -> Job:
-            raw = pairs(replies[0])
-            if not raw or (tenant is not None and raw[b"tenant"] != tenant.encode()):
+    def cancel(self, job_ids: Sequence[str], tenant: str | None) -> Call[dict[str, CancelResult]]:
+        """At most `CANCEL_BATCH` jobs."""
+
+        def decode(reply: list[int], _: bool) -> dict[str, CancelResult]:
+            return {
+                job_id: _CANCEL_RESULTS[code]
+                for job_id, code in zip(job_ids, reply, strict=True)
+                if code >= 0
+            }
+
+        return script_call(scripts.CANCEL, decode, (), tenant or "", *job_ids)
+
+    def retry(self, job_id: str, tenant: str | None, deadline_ms: int) -> Call[Accepted]:
+        def decode(reply: Any, repeated: bool) -> Accepted:
+            code = reply[0]
+            if code == -1:
                 raise JobNotFoundError(job_id)
-            return Job.from_hash(job_id, raw)
+            if code == 1:
+                status = Status(reply[1].decode())
+                # A repeat finds what the first call, whose answer was lost, has done.
+                if not repeated or status in (Status.COMPLETED, Status.CANCELLED):
+                    raise NotRetryableError(job_id, status)
+            elif code:
+                raise self._refusal(reply)
+            return _accepted(job_id, reply if code == 0 else [0, 0, 0, []])
 
-        return Call((("HGETALL", keys.job(job_id)),), decode)
+        return script_call(
+            scripts.RETRY, decode, (keys.job(job_id),),
+            job_id, tenant or "", deadline_ms, self._max_queued, *self._marks.values(),
+        )  # fmt: skip
 
-    def cancel(self, job_id: str, tenant: str | None) -> Call[CancelResult]:
-        def decode(reply: int, _: bool) -> CancelResult:
-            if reply < 0:
-                raise JobNotFoundError(job_id)
-            return _CANCEL_RESULTS[reply]
+    def _refusal(self, reply: Any) -> BrokerError:
+        """The error for what `refusal` in the prelude returns."""
+        if reply[0] == 7:
+            return self._limited(*reply[1:])
+        if reply[0] == 6:
+            return QueueDrainingError("the queue takes no new jobs")
+        code, limit, raw, waiting, name = reply
+        band = Band(name.decode())
+        outlook = Outlook.from_reply(raw, band, self._weight)
+        if code == 2:
+            return QueueFullError("tenant", limit, tenant_wait_ms(outlook, band, limit))
+        return OverloadedError(band, limit, queue_wait_ms(outlook, waiting, limit))
 
-        return _script(scripts.CANCEL, decode, (keys.job(job_id),), job_id, tenant or "")
+    def _limited(
+        self, which: int, wait: int, bound: int, now: int, meters: list[Any], raw: Any, name: bytes
+    ) -> RateLimitedError:
+        states = _states(meters, now)
+        if which <= len(METERS):
+            return RateLimitedError(*METERS[which - 1], bound, wait, states)
+        band = Band(name.decode())
+        outlook = Outlook.from_reply(raw, band, self._weight)
+        wait = tenant_wait_ms(outlook, band, bound)
+        return RateLimitedError("tenant", "jobs", bound, wait, states)
 
-    def events(self, job_id: str, after: int) -> Call[tuple[list[Event], bool]]:
-        def decode(replies: list[Any], _: bool) -> tuple[list[Event], bool]:
-            if not replies[0]:
-                raise JobNotFoundError(job_id)
-            log = [decode_event(line) for line in replies[1]]
-            if not log or log[0].seq == 2:
-                log.insert(0, Event(seq=1, type=EventType.QUEUED, attempt=0))
-            return [event for event in log if event.seq > after], log[0].seq <= after + 1
+    def set_mode(self, queue: str, mode: QueueMode) -> Call[None]:
+        return script_call(scripts.SET_MODE, nothing, (keys.base(queue),), mode)
 
-        commands = (("EXISTS", keys.job(job_id)), ("LRANGE", keys.events(job_id), 0, -1))
-        return Call(commands, decode)
+    # -- dead letters -----------------------------------------------------------------------------
+    def replay_dead(
+        self, queue: str, tenant: str | None, job_id: str | None, limit: int
+    ) -> Call[list[str]]:
+        """At most `REPLAY_BATCH` jobs."""
+        return script_call(
+            scripts.REPLAY_DEAD, lambda reply, _: [raw.decode() for raw in reply],
+            (keys.base(queue),),
+            tenant or "", job_id or "", limit, self._max_queued, *self._marks.values(),
+            repeatable=False,
+        )  # fmt: skip
 
-    def text(self, job_id: str) -> Call[str]:
-        return Call((("GET", keys.text(job_id)),), lambda replies, _: (replies[0] or b"").decode())
+    def purge_dead(self, queue: str, tenant: str | None, job_id: str | None) -> Call[int]:
+        return script_call(
+            scripts.PURGE_DEAD, number, (keys.base(queue),), tenant or "", job_id or ""
+        )
 
     # -- working side -----------------------------------------------------------------------------
     def claim(self, queue: str, owner: str, limit: int) -> Call[list[Claim]]:
-        return _script(
+        return script_call(
             scripts.CLAIM, lambda reply, _: self.decode_claims(queue, reply), (keys.base(queue),),
             owner, self._lease_ms, limit, self._weight, self._cap,
         )  # fmt: skip
@@ -174,14 +192,14 @@ class Calls:
             }
 
         flat = (part for lease in leases for part in lease)
-        return _script(scripts.RENEW, decode, (keys.base(queue),), owner, self._lease_ms, *flat)
+        return script_call(scripts.RENEW, decode, (keys.base(queue),), owner, self._lease_ms, *flat)
 
     def emit(self, queue: str, deltas: Sequence[Delta]) -> Call[list[str]]:
         flat: list[Arg] = []
         for delta in deltas:
             start = -1 if delta.start is None else delta.start
             flat += (delta.job_id, delta.attempt, start, delta.text.encode(errors="replace"))
-        return _script(
+        return script_call(
             scripts.EMIT, lambda reply, _: [raw.decode() for raw in reply], (keys.base(queue),),
             *flat, repeatable=all(delta.start is not None for delta in deltas),
         )  # fmt: skip
@@ -192,8 +210,8 @@ class Calls:
             fields += ("output", outcome.output)
         if outcome.error is not None:
             fields += ("error", orjson.dumps(outcome.error))
-        return _script(
-            scripts.COMPLETE, _truth, (keys.base(claim.queue),),
+        return script_call(
+            scripts.COMPLETE, truth, (keys.base(claim.queue),),
             claim.job.id, claim.attempt, outcome.status, outcome.usage.total_tokens,
             self._weight, self._cap, dead_code, *fields,
         )  # fmt: skip
@@ -204,86 +222,29 @@ class Calls:
         return self.complete(claim, outcome, dead_code=error_code)
 
     def requeue(self, claim: Claim, delay_ms: int, refund: bool) -> Call[bool]:
-        return _script(
-            scripts.REQUEUE, _truth, (keys.base(claim.queue),),
+        return script_call(
+            scripts.REQUEUE, truth, (keys.base(claim.queue),),
             claim.job.id, claim.attempt, delay_ms, int(refund), self._weight, self._cap,
         )  # fmt: skip
 
     def release_owner(self, queue: str, owner: str) -> Call[int]:
         """At most `RELEASE_BATCH` leases; to be called until fewer come back."""
-        return _script(
-            scripts.RELEASE_OWNER, _number, (keys.base(queue),), owner, RELEASE_BATCH, self._cap
+        return script_call(
+            scripts.RELEASE_OWNER, number, (keys.base(queue),), owner, RELEASE_BATCH, self._cap
         )
 
     def sweep(self, queue: str) -> Call[int]:
-        return _script(scripts.SWEEP, _number, (keys.base(queue),), self._cap, SWEEP_BATCH)
+        return script_call(scripts.SWEEP, number, (keys.base(queue),), self._cap, SWEEP_BATCH)
 
     # -- policy and readings ----------------------------------------------------------------------
     def set_policy(
         self, tenant: str, policy: TenantPolicy | None, queues: Sequence[str]
     ) -> Call[None]:
         values = (policy.weight, policy.max_in_flight, policy.max_queued) if policy else ()
-        return _script(
-            scripts.SET_POLICY, _nothing, [keys.base(queue) for queue in queues],
+        return script_call(
+            scripts.SET_POLICY, nothing, [keys.base(queue) for queue in queues],
             tenant, self._cap, *values,
         )  # fmt: skip
-
-    def stats(self, queue: str, top: int) -> Call[QueueStats]:
-        def decode(reply: Any, _: bool) -> QueueStats:
-            now, bands, delayed, in_flight, dead, tenants = reply
-            return QueueStats(
-                queue=queue,
-                bands=tuple(
-                    BandStats(
-                        band=band,
-                        depth=bands[2 * n],
-                        oldest_ms=max(now - bands[2 * n + 1], 0) if bands[2 * n] else 0,
-                    )
-                    for n, band in enumerate(BANDS)
-                ),
-                delayed=delayed,
-                in_flight=in_flight,
-                dead=dead,
-                top_tenants=tuple(
-                    TenantStats(
-                        tenant=tenants[k].decode(), queued=tenants[k + 1], in_flight=tenants[k + 2]
-                    )
-                    for k in range(0, len(tenants), 3)
-                ),
-            )
-
-        return _script(scripts.STATS, decode, (keys.base(queue),), top)
-
-    def heartbeat(self, status: WorkerStatus, ttl_s: float) -> Call[None]:
-        commands = (
-            ("SET", keys.worker(status.owner), orjson.dumps(status), "PX", int(ttl_s * 1000)),
-            ("ZADD", keys.WORKERS, status.seen_ms, status.owner),
-            ("ZREMRANGEBYSCORE", keys.WORKERS, "-inf", status.seen_ms - _FORGET_WORKER_MS),
-        )
-        return Call(commands, lambda replies, _: None)
-
-    def worker_names(self) -> Call[list[str]]:
-        return Call(
-            (("ZRANGE", keys.WORKERS, 0, -1),),
-            lambda replies, _: [raw.decode() for raw in replies[0]],
-        )
-
-    def workers(self, owners: Sequence[str]) -> Call[list[WorkerStatus]]:
-        """Of those that still live; `owners` must not be empty."""
-        return Call(
-            (("MGET", *map(keys.worker, owners)),),
-            lambda replies, _: [WorkerStatus(**orjson.loads(raw)) for raw in replies[0] if raw],
-        )
-
-    def forget_worker(self, owner: str) -> Call[None]:
-        commands = (("DEL", keys.worker(owner)), ("ZREM", keys.WORKERS, owner))
-        return Call(commands, lambda replies, _: None)
-
-    def queues(self) -> Call[list[str]]:
-        return Call(
-            (("SMEMBERS", keys.QUEUES),),
-            lambda replies, _: sorted(raw.decode() for raw in replies[0]),
-        )
 
     def ping(self) -> Call[None]:
         return Call((("PING",),), lambda replies, _: None)
@@ -293,49 +254,31 @@ class Calls:
         return Call(commands, lambda replies, _: None)
 
 
-@dataclass(kw_only=True)
-class Listing:
-    """Reads a page of a tenant's jobs: `call` and `feed` in turn until `done`."""
-
-    tenant: str
-    status: Status | None
-    model: str | None
-    band: Band | None
-    created_after_ms: int
-    after: str | None
-    limit: int
-    newest_first: bool
-    done: bool = False
-    _jobs: list[Job] = field(default_factory=list)
-
-    def call(self) -> Call[list[Any]]:
-        return _script(
-            scripts.LIST_JOBS, lambda reply, _: list(reply), (keys.tenant_jobs(self.tenant),),
-            self.status or "", self.model or "", self.band or "", self.created_after_ms,
-            self.after or "", self.limit + 1 - len(self._jobs), LIST_BATCH, int(self.newest_first),
-        )  # fmt: skip
-
-    def feed(self, reply: list[Any]) -> None:
-        if not reply:
-            raise JobNotFoundError(self.after)
-        self.after = reply[0].decode()
-        self._jobs += (
-            Job.from_hash(reply[k].decode(), pairs(reply[k + 1])) for k in range(1, len(reply), 2)
-        )
-        self.done = not self.after or len(self._jobs) > self.limit
-
-    @property
-    def page(self) -> tuple[list[Job], bool]:
-        return self._jobs[: self.limit], len(self._jobs) > self.limit
+def _limits(job: NewJob) -> str:
+    """The rate limits of a job as the scripts take them; empty without any."""
+    mine, keys_ = job.limits, job.key_limits if job.key_id else NO_LIMITS
+    numbers = (
+        mine.requests_per_minute,
+        mine.tokens_per_minute,
+        mine.max_jobs,
+        keys_.requests_per_minute,
+        keys_.tokens_per_minute,
+    )
+    return "|".join(map(str, numbers)) if any(numbers) else ""
 
 
-def _truth(reply: Any, _: bool) -> bool:
-    return bool(reply)
+def _accepted(job_id: str, reply: Any, *, replayed: bool = False) -> Accepted:
+    """From `{…, position, now, meters, …}`."""
+    _, position, now, meters = reply[:4]
+    limits = _states(meters, now) if meters else ()
+    return Accepted(job_id=job_id, position=position, replayed=replayed, limits=limits)
 
 
-def _number(reply: Any, _: bool) -> int:
-    return int(reply)
-
-
-def _nothing(_reply: Any, _: bool) -> None:
-    return None
+def _states(meters: list[Any], now: int) -> tuple[LimitState, ...]:
+    """From `limit, theoretical arrival time or empty, …` in the order of `METERS`."""
+    pairs_ = zip(meters[::2], meters[1::2], strict=True)
+    return tuple(
+        limit_state(scope, kind, limit, float(at) if at else None, now)
+        for (scope, kind), (limit, at) in zip(METERS, pairs_, strict=True)
+        if limit
+    )

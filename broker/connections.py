@@ -19,11 +19,16 @@ from redis.exceptions import (
 )
 from redis.retry import Retry
 
-from broker.errors import BrokerError, BrokerUnavailableError
+from broker import keys
+from broker.errors import BrokerError, BrokerUnavailableError, SchemaVersionError
 from config.logs import get_logger
 from config.settings import Redis as RedisSettings
 
 log = get_logger(__name__)
+
+#: Layout of the keys. Processes of one major version work side by side; another major version
+#: needs an empty Redis, or a migration with all processes stopped.
+SCHEMA_VERSION = "1.0"
 
 #: Oldest command set the scripts are written for.
 MIN_VERSION = (7, 0)
@@ -76,7 +81,9 @@ def _options(settings: RedisSettings) -> dict[str, Any]:
 def check_server(client: redis.Redis) -> None:
     """Refuse a server the scripts can't work on; warn of one that may lose jobs.
 
-    Raises `BrokerError` naming what is wrong, or `BrokerUnavailableError`.
+    The first process on an empty server writes down its schema version. Raises `BrokerError` naming
+    what is wrong (`SchemaVersionError`: written by another major version), or
+    `BrokerUnavailableError`.
     """
     try:
         info: dict[str, Any] = client.info()
@@ -92,8 +99,23 @@ def check_server(client: redis.Redis) -> None:
         raise BrokerError(f"{name} {version} is too old: 7.0 or newer is needed")
     if info.get("role", "master") != "master":
         raise BrokerError("this Redis is a replica: give the address of the primary")
+    _check_schema(client)
     if policy != "noeviction":
         log.warning("redis_may_evict_jobs", maxmemory_policy=policy, wanted="noeviction")
+
+
+def _check_schema(client: redis.Redis) -> None:
+    try:
+        client.set(keys.SCHEMA, SCHEMA_VERSION, nx=True)
+        found = client.get(keys.SCHEMA)
+    except (RedisError, OSError) as error:
+        raise translate(error) from error
+    text = found.decode(errors="replace") if isinstance(found, bytes) else str(found)
+    if text.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
+        raise SchemaVersionError(
+            f"the data in this Redis has schema version {text}; this version of Forebay works on "
+            f"{SCHEMA_VERSION}. Use the version that wrote it, or another Redis database."
+        )
 
 
 def translate(error: Exception) -> BrokerError:

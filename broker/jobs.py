@@ -10,6 +10,8 @@ from typing import Any
 
 import orjson
 
+from broker.limits import NO_LIMITS, LimitState, RateLimits
+
 #: Crockford's base 32: no letters that look like digits.
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 #: Two letters, 10 bits, at a time: an id is made for every request.
@@ -107,8 +109,34 @@ class NewJob:
     result_ttl_s: int = 86_400
     #: Earliest start, counted from the enqueue; 0 is at once.
     delay_ms: int = 0
+    #: A job that waits at this moment (Unix milliseconds) expires; 0 is never.
+    deadline_ms: int = 0
+    #: Longest one attempt may run; 0 is without a bound. Kept by the worker.
+    execution_timeout_ms: int = 0
     #: Joins log lines across processes.
     request_id: str = ""
+    #: The tenant's own name for this request: for 24 hours the same name finds the same job.
+    idempotency_key: str = ""
+    #: What a request must have in common with the first one of its key; empty: its endpoint, model,
+    #: band and body.
+    fingerprint: str = ""
+    #: Bounds of the tenant, and of the key (`key_id`) it was submitted with.
+    limits: RateLimits = NO_LIMITS
+    key_limits: RateLimits = NO_LIMITS
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Accepted:
+    """Answer to an enqueue."""
+
+    #: Id of the job; with `replayed` that of the first request.
+    job_id: str
+    #: Jobs of the tenant that wait before it in its band.
+    position: int
+    #: The idempotency key had been used for the same request before; nothing was written.
+    replayed: bool = False
+    #: The rate limits the job is under, as they stand now.
+    limits: tuple[LimitState, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,6 +168,12 @@ class Job:
     output: bytes | None
     error: JobError | None
     usage: Usage
+    #: Moment until which it has to be started (Unix milliseconds); 0 is never.
+    deadline_ms: int = 0
+    #: Longest one attempt may run; 0 is without a bound.
+    execution_timeout_ms: int = 0
+    #: Attempts that don't count towards `max_attempts`: handed back, or before a retry.
+    refunds: int = 0
 
     @property
     def is_terminal(self) -> bool:
@@ -180,6 +214,9 @@ class Job:
             output=raw.get(b"output"),
             error=JobError(**orjson.loads(error)) if error else None,
             usage=Usage(**usage),
+            deadline_ms=number(b"deadline_ms"),
+            execution_timeout_ms=number(b"execution_timeout_ms"),
+            refunds=number(b"refunds"),
         )
 
 

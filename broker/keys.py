@@ -6,6 +6,8 @@ with the same suffixes (see `broker/lua/_prelude.lua`).
 
 from __future__ import annotations
 
+#: String: `<major>.<minor>` of the layout of all keys; written by the first process.
+SCHEMA = "fb:schema"
 #: Set of all queue names that were ever used.
 QUEUES = "fb:queues"
 #: Hashes: tenant -> value; field `*` is the default.
@@ -55,6 +57,16 @@ def channel(job_id: str) -> str:
 def tenant_jobs(tenant: str) -> str:
     """Sorted set: job id -> created (ms)."""
     return f"fb:tenant:{tenant}:jobs"
+
+
+def idempotency(tenant: str, digest: str) -> str:
+    """String with expiry: `<fingerprint>|<job id>` of a tenant's idempotency key."""
+    return f"fb:idem:{tenant}:{digest}"
+
+
+def limits(scope: str, owner: str) -> str:
+    """Hash with expiry: theoretical arrival times of `requests` and `tokens`; scope `t` or `k`."""
+    return f"fb:limit:{scope}:{owner}"
 
 
 def worker(owner: str) -> str:

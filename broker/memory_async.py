@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from broker.jobs import Band, Claim, Delta, Event, Job, NewJob, Outcome, Status
+from broker.jobs import Accepted, Band, Claim, Delta, Event, Job, NewJob, Outcome, Status
 from broker.policies import TenantPolicy
 from broker.queue import CancelResult, LeaseState
-from broker.stats import QueueStats, WorkerStatus
+from broker.stats import DeadLetter, LeaseStats, Position, QueueStats, TenantQueue, WorkerStatus
 
 if TYPE_CHECKING:
     from broker.memory import MemoryQueue
@@ -20,7 +20,7 @@ class AsyncMemoryQueue:
     def __init__(self, memory: MemoryQueue) -> None:
         self._memory = memory
 
-    async def enqueue(self, job: NewJob) -> int:
+    async def enqueue(self, job: NewJob) -> Accepted:
         return self._memory.enqueue(job)
 
     async def get(self, job_id: str, *, tenant: str | None = None) -> Job:
@@ -51,6 +51,19 @@ class AsyncMemoryQueue:
 
     async def cancel(self, job_id: str, *, tenant: str | None = None) -> CancelResult:
         return self._memory.cancel(job_id, tenant=tenant)
+
+    async def cancel_many(
+        self, job_ids: Sequence[str], *, tenant: str | None = None
+    ) -> dict[str, CancelResult]:
+        return self._memory.cancel_many(job_ids, tenant=tenant)
+
+    async def retry(
+        self, job_id: str, *, tenant: str | None = None, deadline_ms: int = 0
+    ) -> Accepted:
+        return self._memory.retry(job_id, tenant=tenant, deadline_ms=deadline_ms)
+
+    async def position(self, job_id: str, *, tenant: str | None = None) -> Position | None:
+        return self._memory.position(job_id, tenant=tenant)
 
     async def events(self, job_id: str, *, after: int = 0) -> tuple[list[Event], bool]:
         return self._memory.events(job_id, after=after)
@@ -84,11 +97,57 @@ class AsyncMemoryQueue:
     async def sweep(self, queue: str) -> int:
         return self._memory.sweep(queue)
 
+    # -- dead letters -----------------------------------------------------------------------------
+    async def dead_letters(
+        self,
+        queue: str,
+        *,
+        tenant: str | None = None,
+        job_id: str | None = None,
+        after: str | None = None,
+        limit: int = 20,
+    ) -> tuple[list[DeadLetter], bool]:
+        return self._memory.dead_letters(
+            queue, tenant=tenant, job_id=job_id, after=after, limit=limit
+        )
+
+    async def replay_dead(
+        self,
+        queue: str,
+        *,
+        tenant: str | None = None,
+        job_id: str | None = None,
+        limit: int = 1_000,
+    ) -> list[str]:
+        return self._memory.replay_dead(queue, tenant=tenant, job_id=job_id, limit=limit)
+
+    async def purge_dead(
+        self, queue: str, *, tenant: str | None = None, job_id: str | None = None
+    ) -> int:
+        return self._memory.purge_dead(queue, tenant=tenant, job_id=job_id)
+
     async def set_policy(self, tenant: str, policy: TenantPolicy | None) -> None:
         self._memory.set_policy(tenant, policy)
 
+    async def pause(self, queue: str) -> None:
+        self._memory.pause(queue)
+
+    async def drain(self, queue: str) -> None:
+        self._memory.drain(queue)
+
+    async def resume(self, queue: str) -> None:
+        self._memory.resume(queue)
+
     async def stats(self, queue: str, *, top: int = 20) -> QueueStats:
         return self._memory.stats(queue, top=top)
+
+    async def tenant_queue(self, queue: str, tenant: str) -> TenantQueue:
+        return self._memory.tenant_queue(queue, tenant)
+
+    async def leases(
+        self, queue: str, *, owner: str | None = None, limit: int = 100
+    ) -> list[LeaseStats]:
+        return self._memory.leases(queue, owner=owner, limit=limit)
 
     async def heartbeat(self, status: WorkerStatus, *, ttl_s: float) -> None:
         self._memory.heartbeat(status, ttl_s=ttl_s)

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from dataclasses import dataclass, field
 
+from broker.drain import Drain, drained
 from broker.fairness import FairShare
 from broker.jobs import BANDS, Band, Event, Job, NewJob, Status, Usage
+from broker.limits import NO_LIMITS
+from broker.memory_limits import Owner, limits_of
+from broker.stats import DeadLetter, QueueMode
 
 #: Events kept per job.
 _EVENTS = 512
@@ -16,12 +20,26 @@ _EVENTS = 512
 class Record:
     job: Job
     refunds: int = 0
+    #: Rate limits it is under, and the tenant's bound of jobs at once.
+    limits: list[tuple[Owner, int]] = field(default_factory=list)
+    max_jobs: int = 0
+    #: Since when the job waits, or waited.
+    since_ms: int = 0
     #: Attempts that were given back, and completed, by their worker.
     released: int = 0
     ended: int = 0
     log: deque[Event] = field(default_factory=lambda: deque(maxlen=_EVENTS))
     text: str = ""
     expires_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """What an idempotency key stands for."""
+
+    request: str
+    job_id: str
+    expires_ms: int
 
 
 @dataclass(slots=True)
@@ -47,7 +65,12 @@ class ModelQueue:
         self.leases: dict[str, Lease] = {}
         #: Job id -> when it is due.
         self.delayed: dict[str, int] = {}
-        self.dead: deque[str] = deque(maxlen=1000)
+        self.dead: deque[DeadLetter] = deque(maxlen=1000)
+        self._letters = 0
+        self.stale = 0
+        self.mode: QueueMode = "running"
+        #: Drain rates: of the queue (None) and of tenants.
+        self.drains: dict[str | None, Drain] = {}
 
     def put(self, job: Job, now: int, *, head: bool) -> int:
         waiting = self.lists[job.band, job.tenant]
@@ -68,6 +91,35 @@ class ModelQueue:
         if not waiting:
             del self.lists[job.band, job.tenant]
             self.fair.leave(job.band, job.tenant)
+
+    def unwait(self, job: Job) -> None:
+        """End the waiting of a job, in its list or delayed."""
+        if self.delayed.pop(job.id, None) is None:
+            self.take(job)
+        self.waiting[job.tenant] -= 1
+
+    def bury(self, job: Job, code: str, now: int) -> None:
+        self._letters += 1
+        letter = DeadLetter(
+            letter=f"{now}-{self._letters}",
+            job_id=job.id,
+            tenant=job.tenant,
+            code=code,
+            attempt=job.attempt,
+            died_ms=now,
+            alive=True,
+        )
+        self.dead.append(letter)
+
+    def drain(self, tenant: str, now: int, since: int, tokens: float) -> None:
+        """Take account of a completion."""
+        for name in (None, tenant):
+            self.drains[name] = drained(self.drains.get(name), now, since, tokens)
+
+    def unbury(self, job_id: str) -> None:
+        """The job is no dead letter any more, if it was one."""
+        for letter in [letter for letter in self.dead if letter.job_id == job_id]:
+            self.dead.remove(letter)
 
     def park(self, tenant: str) -> None:
         self.parked.add(tenant)
@@ -107,5 +159,9 @@ def new_record(new: NewJob, now: int) -> Record:
         output=None,
         error=None,
         usage=Usage(),
+        deadline_ms=new.deadline_ms,
+        execution_timeout_ms=new.execution_timeout_ms,
     )
-    return Record(job)
+    key_limits = new.key_limits if new.key_id else NO_LIMITS
+    limits = limits_of(new.tenant, new.limits, new.key_id, key_limits)
+    return Record(job, limits=limits, max_jobs=new.limits.max_jobs, since_ms=now + new.delay_ms)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
-from broker.jobs import Band, Claim, Delta, Event, Job, NewJob, Outcome, Status
+from broker.jobs import Accepted, Band, Claim, Delta, Event, Job, NewJob, Outcome, Status
 from broker.policies import TenantPolicy
-from broker.stats import QueueStats, WorkerStatus
+from broker.stats import DeadLetter, LeaseStats, Position, QueueStats, TenantQueue, WorkerStatus
 
 LeaseState = Literal["ok", "lost", "cancel"]
 CancelResult = Literal["cancelled", "cancelling", "terminal"]
@@ -22,10 +22,14 @@ class JobQueue(Protocol):
     """
 
     # -- submitting side --------------------------------------------------------------------------
-    def enqueue(self, job: NewJob) -> int:
-        """Put a job in and return how many of the tenant's jobs wait before it in its band.
+    def enqueue(self, job: NewJob) -> Accepted:
+        """Put a job in, or find the one that its idempotency key stands for.
 
-        Raises `QueueFullError` or `DuplicateJobError`; then nothing was written.
+        The key is kept in the same step: whoever lost the answer asks again with the same key, and
+        gets the job if there is one. A job that was replayed may have ended and even expired.
+        Raises `QueueFullError` (of a tenant; `OverloadedError`: the model sheds this band),
+        `RateLimitedError`, `QueueDrainingError`, `DuplicateJobError` or `IdempotencyConflictError`;
+        then nothing was written, and nothing taken of any limit.
         """
         ...
 
@@ -52,6 +56,28 @@ class JobQueue(Protocol):
         """Queued or delayed → gone at once; running → flagged. Raises `JobNotFoundError`."""
         ...
 
+    def cancel_many(
+        self, job_ids: Sequence[str], *, tenant: str | None = None
+    ) -> dict[str, CancelResult]:
+        """Cancel many at once; ids without a job (of the tenant) are left out of the answer."""
+        ...
+
+    def retry(self, job_id: str, *, tenant: str | None = None, deadline_ms: int = 0) -> Accepted:
+        """Put a failed or expired job in again, at the tail; all its attempts are its own again.
+
+        Its old deadline is dropped; a dead letter of it is, too. Attempt and event numbers go on.
+        It is under the limits it was submitted with. Raises `NotRetryableError` in another state,
+        `JobNotFoundError`, `QueueFullError`, `RateLimitedError`, `QueueDrainingError`.
+        """
+        ...
+
+    def position(self, job_id: str, *, tenant: str | None = None) -> Position | None:
+        """Where a waiting job stands and when it may start; None when it doesn't wait.
+
+        Raises `JobNotFoundError`.
+        """
+        ...
+
     def events(self, job_id: str, *, after: int = 0) -> tuple[list[Event], bool]:
         """Logged events with seq > after, and whether the log still reaches back that far."""
         ...
@@ -64,7 +90,8 @@ class JobQueue(Protocol):
     def claim(self, queue: str, owner: str, *, limit: int = 1) -> list[Claim]:
         """Lease up to `limit` jobs in fair order, after taking back expired leases and due delays.
 
-        A job whose attempts are used up is failed (`max_attempts`) and kept as a dead letter.
+        A job whose attempts are used up is failed (`max_attempts`) and kept as a dead letter; one
+        that waited beyond its deadline expires without being leased, wherever it stood.
         """
         ...
 
@@ -101,7 +128,45 @@ class JobQueue(Protocol):
         ...
 
     def sweep(self, queue: str) -> int:
-        """Requeue jobs found in no queue, lease or delay; heal the bell. Returns how many."""
+        """Do what a claim does before it leases; requeue jobs found nowhere; heal the bell.
+
+        Returns how many were put back.
+        """
+        ...
+
+    # -- dead letters -----------------------------------------------------------------------------
+    def dead_letters(
+        self,
+        queue: str,
+        *,
+        tenant: str | None = None,
+        job_id: str | None = None,
+        after: str | None = None,
+        limit: int = 20,
+    ) -> tuple[list[DeadLetter], bool]:
+        """A page of letters, newest first, and whether more follow; `after` is a `letter`."""
+        ...
+
+    def replay_dead(
+        self,
+        queue: str,
+        *,
+        tenant: str | None = None,
+        job_id: str | None = None,
+        limit: int = 1_000,
+    ) -> list[str]:
+        """Retry jobs of dead letters, oldest first, as far as there is room; returns their ids.
+
+        Rate limits are charged and hold none of them up.
+
+        Not repeated when an answer is lost: what was replayed by then is no dead letter any more.
+        """
+        ...
+
+    def purge_dead(
+        self, queue: str, *, tenant: str | None = None, job_id: str | None = None
+    ) -> int:
+        """Drop dead letters; the jobs' records live out their time. Returns how many."""
         ...
 
     # -- policy and readings ----------------------------------------------------------------------
@@ -109,7 +174,31 @@ class JobQueue(Protocol):
         """Publish a tenant's weight and bounds (None: the defaults); unparks where it now fits."""
         ...
 
+    def pause(self, queue: str) -> None:
+        """Claims find nothing until `resume`; jobs are taken, expire and are cancelled as ever."""
+        ...
+
+    def drain(self, queue: str) -> None:
+        """Nothing new is taken (`QueueDrainingError`) until `resume`; what is there still runs."""
+        ...
+
+    def resume(self, queue: str) -> None:
+        """End `pause` or `drain`; of the two, the later one counts."""
+        ...
+
     def stats(self, queue: str, *, top: int = 20) -> QueueStats: ...
+
+    def tenant_queue(self, queue: str, tenant: str) -> TenantQueue:
+        """What one tenant has in a queue; a band's age is that of its first job."""
+        ...
+
+    def leases(self, queue: str, *, owner: str | None = None, limit: int = 100) -> list[LeaseStats]:
+        """Running jobs and who holds them, those first whose lease runs out first.
+
+        Times of renewal are told from this process's lease time. With an owner it looks at all
+        leases: for a console, not a loop.
+        """
+        ...
 
     def heartbeat(self, status: WorkerStatus, *, ttl_s: float) -> None:
         """Say that a worker lives; forgotten after `ttl_s`."""

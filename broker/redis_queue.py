@@ -10,12 +10,15 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from broker.async_queue import AsyncRedisQueue
-from broker.calls import RELEASE_BATCH, Call, Calls, Listing
+from broker.call import Call
+from broker.calls import CANCEL_BATCH, RELEASE_BATCH, REPLAY_BATCH, Calls
 from broker.connections import translate
-from broker.jobs import Band, Claim, Delta, Event, Job, NewJob, Outcome, Status
+from broker.errors import JobNotFoundError
+from broker.jobs import Accepted, Band, Claim, Delta, Event, Job, NewJob, Outcome, Status
 from broker.policies import TenantPolicy
 from broker.queue import CancelResult, LeaseState
-from broker.stats import QueueStats, WorkerStatus
+from broker.reading_calls import Listing
+from broker.stats import DeadLetter, LeaseStats, Position, QueueStats, TenantQueue, WorkerStatus
 from broker.wire import Arg, pack
 from config.settings import Queue as QueueSettings
 
@@ -74,7 +77,7 @@ class RedisQueue:
         return replies
 
     # -- submitting side --------------------------------------------------------------------------
-    def enqueue(self, job: NewJob) -> int:
+    def enqueue(self, job: NewJob) -> Accepted:
         return self._run(self._calls.enqueue(job))
 
     def get(self, job_id: str, *, tenant: str | None = None) -> Job:
@@ -107,7 +110,26 @@ class RedisQueue:
         return listing.page
 
     def cancel(self, job_id: str, *, tenant: str | None = None) -> CancelResult:
-        return self._run(self._calls.cancel(job_id, tenant))
+        results = self.cancel_many([job_id], tenant=tenant)
+        if job_id not in results:
+            raise JobNotFoundError(job_id)
+        return results[job_id]
+
+    def cancel_many(
+        self, job_ids: Sequence[str], *, tenant: str | None = None
+    ) -> dict[str, CancelResult]:
+        results: dict[str, CancelResult] = {}
+        for k in range(0, len(job_ids), CANCEL_BATCH):
+            call = self._calls.cancel(job_ids[k : k + CANCEL_BATCH], tenant)
+            batch = self._run(call)
+            results.update(batch)
+        return results
+
+    def retry(self, job_id: str, *, tenant: str | None = None, deadline_ms: int = 0) -> Accepted:
+        return self._run(self._calls.retry(job_id, tenant, deadline_ms))
+
+    def position(self, job_id: str, *, tenant: str | None = None) -> Position | None:
+        return self._run(self._calls.position(job_id, tenant))
 
     def events(self, job_id: str, *, after: int = 0) -> tuple[list[Event], bool]:
         return self._run(self._calls.events(job_id, after))
@@ -161,12 +183,61 @@ class RedisQueue:
     def sweep(self, queue: str) -> int:
         return self._run(self._calls.sweep(queue))
 
+    # -- dead letters -----------------------------------------------------------------------------
+    def dead_letters(
+        self,
+        queue: str,
+        *,
+        tenant: str | None = None,
+        job_id: str | None = None,
+        after: str | None = None,
+        limit: int = 20,
+    ) -> tuple[list[DeadLetter], bool]:
+        return self._run(self._calls.dead_letters(queue, tenant, job_id, after, limit))
+
+    def replay_dead(
+        self,
+        queue: str,
+        *,
+        tenant: str | None = None,
+        job_id: str | None = None,
+        limit: int = 1_000,
+    ) -> list[str]:
+        replayed: list[str] = []
+        while len(replayed) < limit:
+            batch = min(limit - len(replayed), REPLAY_BATCH)
+            ids = self._run(self._calls.replay_dead(queue, tenant, job_id, batch))
+            replayed += ids
+            if len(ids) < batch:
+                break
+        return replayed
+
+    def purge_dead(
+        self, queue: str, *, tenant: str | None = None, job_id: str | None = None
+    ) -> int:
+        return self._run(self._calls.purge_dead(queue, tenant, job_id))
+
     # -- policy and readings ----------------------------------------------------------------------
     def set_policy(self, tenant: str, policy: TenantPolicy | None) -> None:
         self._run(self._calls.set_policy(tenant, policy, self.queues()))
 
+    def pause(self, queue: str) -> None:
+        self._run(self._calls.set_mode(queue, "paused"))
+
+    def drain(self, queue: str) -> None:
+        self._run(self._calls.set_mode(queue, "draining"))
+
+    def resume(self, queue: str) -> None:
+        self._run(self._calls.set_mode(queue, "running"))
+
     def stats(self, queue: str, *, top: int = 20) -> QueueStats:
         return self._run(self._calls.stats(queue, top))
+
+    def tenant_queue(self, queue: str, tenant: str) -> TenantQueue:
+        return self._run(self._calls.tenant_queue(queue, tenant))
+
+    def leases(self, queue: str, *, owner: str | None = None, limit: int = 100) -> list[LeaseStats]:
+        return self._run(self._calls.leases(queue, owner, limit))
 
     def heartbeat(self, status: WorkerStatus, *, ttl_s: float) -> None:
         self._run(self._calls.heartbeat(status, ttl_s))

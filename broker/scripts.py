@@ -1,8 +1,8 @@
 """The Lua library: one script per verb of the queue, with what it needs of the prelude in front.
 
 Scripts run by EVALSHA; a server that doesn't know one (a restart, SCRIPT FLUSH) gets the source by
-EVAL, which also caches it. A script names its flags in its first line (`#!lua flags=…`): enqueue
-and emit are refused as a whole when Redis is out of memory, everything that ends a job is not.
+EVAL, which also caches it. A script names its flags in its first line (`#!lua flags=…`): what puts
+work or text in is refused as a whole when Redis is out of memory; what ends a job is not.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ import re
 from dataclasses import dataclass
 from importlib import resources
 
+from broker.drain import FADING_MS
 from broker.fairness import LEAST_TOKENS, MEMORY
+from broker.forecast import RIVALS
 from broker.jobs import BAND_SHARES, BANDS
+from broker.limits import MINUTE_MS, TOLERANCE_MS
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +30,14 @@ class Script:
 def _constants() -> str:
     names = ", ".join(f"'{band}'" for band in BANDS)
     shares = ", ".join(f"{band} = {share!r}" for band, share in BAND_SHARES.items())
+    places = ", ".join(f"{band} = {n}" for n, band in enumerate(BANDS, 1))
     state = ", ".join(f"'{part}:{band}'" for part in ("V", "lag") for band in BANDS)
     return (
-        f"local BANDS = {{{names}}}\nlocal SHARE = {{{shares}}}\nlocal STATE = {{{state}}}\n"
+        f"local BANDS = {{{names}}}\nlocal SHARE = {{{shares}}}\n"
+        f"local PLACE = {{{places}}}\nlocal STATE = {{{state}}}\n"
         f"local MEMORY, LEAST_TOKENS = {MEMORY!r}, {LEAST_TOKENS!r}\n"
+        f"local FADING_MS, RIVALS = {FADING_MS!r}, {RIVALS!r}\n"
+        f"local MINUTE_MS, TOLERANCE_MS = {MINUTE_MS!r}, {TOLERANCE_MS!r}\n"
     )
 
 
@@ -69,10 +76,18 @@ COMPLETE = _load("complete")
 REQUEUE = _load("requeue")
 RELEASE_OWNER = _load("release_owner")
 CANCEL = _load("cancel")
+RETRY = _load("retry")
+DEAD_LETTERS = _load("dead_letters")
+REPLAY_DEAD = _load("replay_dead")
+PURGE_DEAD = _load("purge_dead")
 EMIT = _load("emit")
 SWEEP = _load("sweep")
 SET_POLICY = _load("set_policy")
+SET_MODE = _load("set_mode")
+POSITION = _load("position")
+LEASES = _load("leases")
 STATS = _load("stats")
+TENANT_QUEUE = _load("tenant_queue")
 LIST_JOBS = _load("list_jobs")
 
 ALL: tuple[Script, ...] = (
@@ -83,9 +98,17 @@ ALL: tuple[Script, ...] = (
     REQUEUE,
     RELEASE_OWNER,
     CANCEL,
+    RETRY,
+    DEAD_LETTERS,
+    REPLAY_DEAD,
+    PURGE_DEAD,
     EMIT,
     SWEEP,
     SET_POLICY,
+    SET_MODE,
+    POSITION,
+    LEASES,
     STATS,
+    TENANT_QUEUE,
     LIST_JOBS,
 )

@@ -26,6 +26,7 @@ PREFIX = "FOREBAY_"
 Port = Annotated[int, Field(ge=0, le=65535)]
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
+Part = Annotated[float, Field(gt=0, le=1)]
 
 
 class SettingsError(Exception):
@@ -141,10 +142,20 @@ class Queue(_Section):
     result_ttl_s: Positive = 86_400
     #: Queued jobs one model queue may hold, all tenants together.
     max_queued_total: Positive = 1_000_000
+    #: Parts of that at which new jobs of a band are refused: the least urgent first.
+    shed_batch_at: Part = 0.8
+    shed_standard_at: Part = 0.9
+    shed_interactive_at: Part = 1.0
     #: Policy of a tenant that has none of its own.
     default_weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
     default_max_in_flight: Positive = 64
     default_max_queued: Positive = 10_000
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Queue:
+        if not self.shed_batch_at <= self.shed_standard_at <= self.shed_interactive_at:
+            raise ValueError("SHED_BATCH_AT, SHED_STANDARD_AT and SHED_INTERACTIVE_AT must rise")
+        return self
 
 
 class Worker(_Section):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -16,10 +16,14 @@ from api.app import make_app
 from api.auth.errors import AuthenticationError, Reason
 from api.auth.principal import Principal
 from api.protocol import ApiRunner
+from broker.async_queue import AsyncRedisQueue
+from broker.connections import connect, connect_async
 from broker.errors import BrokerUnavailableError
 from broker.jobs import Claim, Delta, JobError, Outcome, Status, Usage
 from broker.policies import TenantPolicy
 from broker.queue import JobQueue
+from broker.redis_queue import RedisQueue
+from broker.results import EventHub
 from broker.stats import WorkerStatus
 from config import catalogue
 from config.settings import Settings
@@ -44,6 +48,11 @@ class Accounts:
             )
             for name, scopes in {"a": {"jobs"}, "b": {"jobs"}, "admin": {"admin"}}.items()
         }
+
+    def change(self, name: str, **fields: Any) -> None:
+        """Give the principal of a key another policy or other limits."""
+        key = f"Bearer {name}"
+        self._principals[key] = replace(self._principals[key], **fields)
 
     def authenticate(self, authorization: str | None) -> Principal:
         if not authorization:
@@ -80,9 +89,9 @@ class Noticed:
 class Worker:
     """Answers every chat with what was asked, word by word. Prompts steer it:
 
-    `fail <code>` fails with that code, `hold` says one word and runs until it is cancelled (or
-    `release`d), `crash` loses its first attempt after a word, `diverge` also says something else
-    at the second.
+    `fail <code>` fails with that code, `bury <code>` also leaves a dead letter, `hold` says one
+    word and runs until it is cancelled (or `release`d), `crash` loses its first attempt after a
+    word, `diverge` also says something else at the second.
     """
 
     def __init__(self, queue: JobQueue, bell: asyncio.Event) -> None:
@@ -107,6 +116,10 @@ class Worker:
                 self._work(claims[0])
                 # Let readers see what was published.
                 await asyncio.sleep(0)
+
+    def ring(self) -> None:
+        """Have a look: time has passed."""
+        self._bell.set()
 
     def check_cancelled(self) -> None:
         for claim in list(self.held):
@@ -135,6 +148,8 @@ class Worker:
         if command == "fail":
             error = JobError(code=rest, message="It was asked to fail.", param="messages")
             self._queue.complete(claim, Outcome(status=Status.FAILED, error=error))
+        elif command == "bury":
+            self._queue.bury(claim, rest, "It was given up.")
         elif command == "hold":
             self._say(claim, "held ")
             self.held.append(claim)
@@ -214,6 +229,7 @@ class Api:
     queue: JobQueue
     worker: Worker
     app: web.Application
+    accounts: Accounts
 
     @property
     def url(self) -> str:
@@ -225,17 +241,32 @@ async def serving(
     settings: Settings, queue: JobQueue, async_queue: Any, hub: Any, *, key: str = "a"
 ) -> AsyncIterator[Api]:
     noticed = Noticed(async_queue)
-    app = make_app(settings, MODELS, queue=noticed, hub=hub, authenticator=Accounts())
+    accounts = Accounts()
+    app = make_app(settings, MODELS, queue=noticed, hub=hub, authenticator=accounts)
     worker = Worker(queue, noticed.bell)
     working = asyncio.create_task(worker.run())
     server = _Server(app)
     try:
         async with TestClient(server, headers={"Authorization": f"Bearer {key}"}) as client:
-            yield Api(client=client, queue=queue, worker=worker, app=app)
+            yield Api(client=client, queue=queue, worker=worker, app=app, accounts=accounts)
     finally:
         working.cancel()
         with suppress(asyncio.CancelledError):
             await working
+
+
+@asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[Api]:
+    """The API on a real server."""
+    client = connect(settings.redis)
+    async with connect_async(settings.redis) as async_client:
+        hub = EventHub(async_client)
+        await hub.start()
+        queue = AsyncRedisQueue(async_client, settings.queue)
+        async with serving(settings, RedisQueue(client, settings.queue), queue, hub) as api:
+            yield api
+        await hub.stop()
+    client.close()
 
 
 async def eventually(check: Callable[[], Any], *, within_s: float = 5.0) -> Any:

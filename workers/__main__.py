@@ -39,6 +39,10 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     pin(settings)
     logs.configure(settings.log, process=f"worker:{spec.name}")
+    objection = _objection(settings)
+    if objection is not None:
+        print(objection, file=sys.stderr)
+        return 2
     from workers.bootstrap import WorkerProcess
     from workers.sources import SourceError
 
@@ -47,6 +51,21 @@ def main(argv: list[str] | None = None) -> int:
     except SourceError as error:
         print(error, file=sys.stderr)
         return 1
+
+
+def _objection(settings: Settings) -> str | None:
+    """Why no worker can ever work on this Redis. One that is away may come back."""
+    from broker.connections import check_server, connect
+    from broker.errors import BrokerError, BrokerUnavailableError
+
+    with connect(settings.redis) as client:
+        try:
+            check_server(client)
+        except BrokerUnavailableError:
+            return None
+        except BrokerError as error:
+            return str(error)
+    return None
 
 
 def _parser() -> argparse.ArgumentParser:

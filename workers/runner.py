@@ -36,6 +36,14 @@ _RETRY_S = 0.25
 _INTERNAL = JobError(code="internal_error", message="the job failed because of a fault in Forebay")
 
 
+class _OvertimeError(Exception):
+    """The attempt has run for longer than its job allows; the engine was stopped."""
+
+    def __init__(self, usage: Usage) -> None:
+        super().__init__()
+        self.usage = usage
+
+
 class JobInterruptedError(Exception):
     """A job was given back because its thread was told to end."""
 
@@ -134,6 +142,10 @@ class _Attempt:
             return self._complete(Outcome(status=Status.FAILED, error=failure))
         except RequestCancelledError as stopped:
             return self._stopped(stopped.result)
+        except _OvertimeError as stopped:
+            return self._complete(
+                Outcome(status=Status.FAILED, error=self._overtime(), usage=stopped.usage)
+            )
         except EngineLostError:
             self._runner._gate.suspect(self._job.id)
             return self._give_back()
@@ -153,7 +165,30 @@ class _Attempt:
         with runner._gate.enter(self._job.id):
             if self._lease.stopping:
                 raise RequestCancelledError(EngineResult(finish_reason="cancelled"))
-            return self._submit().result()
+            return self._await(self._submit())
+
+    def _await(self, future: Future[EngineResult]) -> EngineResult:
+        """The engine's answer. Raises `_OvertimeError` when the job may not run so long."""
+        limit_ms = self._job.execution_timeout_ms
+        if not limit_ms:
+            return future.result()
+        try:
+            return future.result(max(0.0, self._started + limit_ms / 1000 - time.monotonic()))
+        except TimeoutError:
+            self._runner._engine.cancel(self._request_id)
+        try:
+            # It may have been finished just in time.
+            return future.result()
+        except RequestCancelledError as stopped:
+            if self._lease.stopping:
+                raise
+            raise _OvertimeError(stopped.result.usage) from None
+
+    def _overtime(self) -> JobError:
+        seconds = self._job.execution_timeout_ms / 1000
+        return JobError(
+            code="execution_timeout", message=f"The job ran for longer than {seconds:g} s."
+        )
 
     def _submit(self) -> Future[EngineResult]:
         runner, job = self._runner, self._job

@@ -261,6 +261,7 @@ def _snapshot(loaded: Loaded) -> _Snapshot:
                 key_id=key.id,
                 scopes=key.scopes,
                 policy=tenant.policy,
+                key_limits=key.limits,
             ),
             expires_at=math.inf if key.expires_at is None else key.expires_at.timestamp(),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from broker.limits import NO_LIMITS, RateLimits
 from broker.policies import TenantPolicy
 
 
@@ -35,6 +36,8 @@ class ApiKey:
     #: First characters of the key, to recognise it by.
     prefix: str
     scopes: frozenset[str]
+    #: Of this key alone, within those of its tenant.
+    limits: RateLimits = NO_LIMITS
     created_at: datetime
     expires_at: datetime | None = None
     #: To the minute.

@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from api.accounts.announcements import Broadcaster, RedisBroadcaster
+from api.accounts.bounds import changed_policy, key_limits
 from api.accounts.database import make_engine
 from api.accounts.errors import InvalidAccountError
 from api.accounts.records import ApiKey, NewKey, Tenant
@@ -31,9 +32,6 @@ log = get_logger(__name__)
 
 _NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?", re.ASCII)
 _MAX_KEY_NAME: Final = 100
-_MAX_WEIGHT: Final = 1000.0
-#: Fits every database's INTEGER and every double of Lua.
-_MAX_BOUND: Final = 1_000_000_000
 _MAX_LIFETIME: Final = timedelta(days=3650)
 _ID_ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"
 
@@ -104,6 +102,9 @@ class AccountsService:
         weight: float | None = None,
         max_in_flight: int | None = None,
         max_queued: int | None = None,
+        requests_per_minute: int | None = None,
+        tokens_per_minute: int | None = None,
+        max_jobs: int | None = None,
         default_band: Band | None = None,
     ) -> Tenant:
         """A new tenant; what isn't given is the default of `queue`.
@@ -119,7 +120,16 @@ class AccountsService:
         tenant = Tenant(
             id=_new_id("ten"),
             name=name,
-            policy=_policy(self._defaults, weight, max_in_flight, max_queued, default_band),
+            policy=changed_policy(
+                self._defaults,
+                weight=weight,
+                max_in_flight=max_in_flight,
+                max_queued=max_queued,
+                requests_per_minute=requests_per_minute,
+                tokens_per_minute=tokens_per_minute,
+                max_jobs=max_jobs,
+                default_band=default_band,
+            ),
             created_at=now,
             updated_at=now,
         )
@@ -135,6 +145,9 @@ class AccountsService:
         weight: float | None = None,
         max_in_flight: int | None = None,
         max_queued: int | None = None,
+        requests_per_minute: int | None = None,
+        tokens_per_minute: int | None = None,
+        max_jobs: int | None = None,
         default_band: Band | None = None,
         disabled: bool | None = None,
     ) -> Tenant:
@@ -148,7 +161,16 @@ class AccountsService:
             disabled_at = tenant.disabled_at
             if disabled is not None:
                 disabled_at = (disabled_at or now) if disabled else None
-            policy = _policy(tenant.policy, weight, max_in_flight, max_queued, default_band)
+            policy = changed_policy(
+                tenant.policy,
+                weight=weight,
+                max_in_flight=max_in_flight,
+                max_queued=max_queued,
+                requests_per_minute=requests_per_minute,
+                tokens_per_minute=tokens_per_minute,
+                max_jobs=max_jobs,
+                default_band=default_band,
+            )
             return replace(tenant, policy=policy, updated_at=now, disabled_at=disabled_at)
 
         tenant = self._store.change_tenant(name_or_id, change)
@@ -172,6 +194,8 @@ class AccountsService:
         name: str = "",
         scopes: Iterable[str] = ("jobs",),
         expires_in: timedelta | None = None,
+        requests_per_minute: int = 0,
+        tokens_per_minute: int = 0,
     ) -> NewKey:
         """A new key of a tenant (name or id). Its secret is in the answer and nowhere else.
 
@@ -197,6 +221,7 @@ class AccountsService:
             name=name,
             prefix=secret.prefix,
             scopes=granted,
+            limits=key_limits(requests_per_minute, tokens_per_minute),
             created_at=now,
             expires_at=now + expires_in if expires_in is not None else None,
         )
@@ -254,26 +279,6 @@ class AccountsService:
             policy = tenant.policy
             self._broadcaster.set_policy(tenant.id, policy)
             tenant = self._store.tenant(tenant.id)
-
-
-def _policy(
-    base: TenantPolicy,
-    weight: float | None,
-    max_in_flight: int | None,
-    max_queued: int | None,
-    default_band: Band | None,
-) -> TenantPolicy:
-    if weight is not None and not 0 < weight <= _MAX_WEIGHT:
-        raise InvalidAccountError(f"a weight is more than 0 and up to {_MAX_WEIGHT:g}")
-    for what, bound in (("max_in_flight", max_in_flight), ("max_queued", max_queued)):
-        if bound is not None and not 1 <= bound <= _MAX_BOUND:
-            raise InvalidAccountError(f"{what} is a whole number from 1 to {_MAX_BOUND}")
-    return TenantPolicy(
-        weight=base.weight if weight is None else float(weight),
-        max_in_flight=base.max_in_flight if max_in_flight is None else max_in_flight,
-        max_queued=base.max_queued if max_queued is None else max_queued,
-        default_band=base.default_band if default_band is None else default_band,
-    )
 
 
 def _new_id(kind: str) -> str:

@@ -22,6 +22,7 @@ from api.accounts.errors import NameTakenError, SchemaError, UnknownAccountError
 from api.accounts.records import ApiKey, Tenant
 from api.accounts.tables import ApiKeyRow, ChangeRow, TenantRow
 from broker.jobs import Band
+from broker.limits import NO_LIMITS, RateLimits
 from broker.policies import TenantPolicy
 
 #: Rows of a long answer that are fetched at once.
@@ -36,6 +37,7 @@ class StoredKey:
     tenant_id: str
     digest: bytes
     scopes: frozenset[str]
+    limits: RateLimits
     expires_at: datetime | None
 
 
@@ -90,6 +92,8 @@ class AccountStore:
                     digest=digest,
                     pepper_version=pepper_version,
                     scopes=" ".join(sorted(key.scopes)),
+                    requests_per_minute=key.limits.requests_per_minute,
+                    tokens_per_minute=key.limits.tokens_per_minute,
                     created_at=key.created_at,
                     expires_at=key.expires_at,
                 )
@@ -151,6 +155,8 @@ class AccountStore:
             ApiKeyRow.tenant_id,
             ApiKeyRow.digest,
             ApiKeyRow.scopes,
+            ApiKeyRow.requests_per_minute,
+            ApiKeyRow.tokens_per_minute,
             ApiKeyRow.expires_at,
         ).where(
             ApiKeyRow.revoked_at.is_(None),
@@ -170,6 +176,7 @@ class AccountStore:
                         tenant_id=row.tenant_id,
                         digest=row.digest,
                         scopes=frozenset(row.scopes.split()),
+                        limits=_limits(row.requests_per_minute, row.tokens_per_minute),
                         expires_at=row.expires_at,
                     )
                     # In pieces, so that the thread lets the event loop run in between.
@@ -215,6 +222,9 @@ def _write_policy(row: TenantRow, tenant: Tenant) -> None:
     row.weight = tenant.policy.weight
     row.max_in_flight = tenant.policy.max_in_flight
     row.max_queued = tenant.policy.max_queued
+    row.requests_per_minute = tenant.policy.requests_per_minute
+    row.tokens_per_minute = tenant.policy.tokens_per_minute
+    row.max_jobs = tenant.policy.max_jobs
     row.default_priority = tenant.policy.default_band.value
     row.updated_at = tenant.updated_at
     row.disabled_at = tenant.disabled_at
@@ -228,12 +238,22 @@ def _tenant(row: TenantRow) -> Tenant:
             weight=row.weight,
             max_in_flight=row.max_in_flight,
             max_queued=row.max_queued,
+            requests_per_minute=row.requests_per_minute,
+            tokens_per_minute=row.tokens_per_minute,
+            max_jobs=row.max_jobs,
             default_band=Band(row.default_priority),
         ),
         created_at=row.created_at,
         updated_at=row.updated_at,
         disabled_at=row.disabled_at,
     )
+
+
+def _limits(requests_per_minute: int, tokens_per_minute: int) -> RateLimits:
+    """Of a key; most have none and share one object."""
+    if not (requests_per_minute or tokens_per_minute):
+        return NO_LIMITS
+    return RateLimits(requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute)
 
 
 def _api_key(row: ApiKeyRow, tenant_name: str) -> ApiKey:
@@ -244,6 +264,7 @@ def _api_key(row: ApiKeyRow, tenant_name: str) -> ApiKey:
         name=row.name,
         prefix=row.prefix,
         scopes=frozenset(row.scopes.split()),
+        limits=_limits(row.requests_per_minute, row.tokens_per_minute),
         created_at=row.created_at,
         expires_at=row.expires_at,
         last_used_at=row.last_used_at,

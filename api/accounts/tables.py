@@ -65,6 +65,10 @@ class TenantRow(Base):
     weight: Mapped[float]
     max_in_flight: Mapped[int]
     max_queued: Mapped[int]
+    #: 0 is without a bound, here and for keys.
+    requests_per_minute: Mapped[int] = mapped_column(server_default="0")
+    tokens_per_minute: Mapped[int] = mapped_column(server_default="0")
+    max_jobs: Mapped[int] = mapped_column(server_default="0")
     default_priority: Mapped[str] = mapped_column(String(16))
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
@@ -83,6 +87,8 @@ class ApiKeyRow(Base):
     pepper_version: Mapped[int]
     #: Separated by one space.
     scopes: Mapped[str] = mapped_column(String(255))
+    requests_per_minute: Mapped[int] = mapped_column(server_default="0")
+    tokens_per_minute: Mapped[int] = mapped_column(server_default="0")
     created_at: Mapped[datetime]
     expires_at: Mapped[datetime | None]
     last_used_at: Mapped[datetime | None]

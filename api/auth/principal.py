@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from broker.limits import NO_LIMITS, RateLimits
 from broker.policies import TenantPolicy
 
 #: What a credential may be allowed to do; `jobs` is the default of a new key.
@@ -24,6 +25,8 @@ class Principal:
     #: Exactly what was granted; `admin` does not imply `jobs`.
     scopes: frozenset[str]
     policy: TenantPolicy = field(default_factory=TenantPolicy)
+    #: Of the key alone, within those of the tenant's policy.
+    key_limits: RateLimits = NO_LIMITS
 
     def has(self, scope: str) -> bool:
         return scope in self.scopes

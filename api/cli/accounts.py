@@ -15,6 +15,7 @@ from api.accounts.errors import AccountsError, InvalidAccountError
 from api.accounts.service import AccountsService
 from api.cli.context import resolve
 from api.cli.failures import FAILED, MISUSED, CommandError
+from broker.limits import RateLimits
 from config import logs
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -63,3 +64,13 @@ def iso(time: datetime | None) -> str | None:
 def shown(time: datetime | None) -> str:
     """For people: UTC to the minute."""
     return f"{time:%Y-%m-%d %H:%M}" if time is not None else "never"
+
+
+def shown_limits(limits: RateLimits) -> str:
+    """For people: `60 req/min, 10,000 tok/min, 5 jobs`; nothing where there is no bound."""
+    parts = (
+        (limits.requests_per_minute, "req/min"),
+        (limits.tokens_per_minute, "tok/min"),
+        (limits.max_jobs, "jobs"),
+    )
+    return ", ".join(f"{bound:,} {unit}" for bound, unit in parts if bound)

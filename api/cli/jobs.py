@@ -1,4 +1,4 @@
-"""`forebay jobs`: look at jobs and cancel them."""
+"""`forebay jobs`: look at jobs, cancel and retry them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ import click
 
 from api.cli.console import duration, print_json, print_table, show
 from api.cli.context import json_option, target_options
+from api.cli.failures import CommandError
 from api.cli.remote import remote
 from api.client import RemoteJob
 from broker.jobs import BANDS, Status
+
+#: Jobs cancelled by one call.
+_CANCELS = 1_000
 
 _FIELDS = (
     "id",
@@ -25,6 +29,7 @@ _FIELDS = (
     "created_at",
     "started_at",
     "completed_at",
+    "deadline_at",
     "metadata",
     "queue",
     "usage",
@@ -35,7 +40,7 @@ _FIELDS = (
 
 @click.group()
 def jobs() -> None:
-    """Look at jobs and cancel them."""
+    """Look at jobs, cancel and retry them."""
 
 
 @jobs.command()
@@ -102,20 +107,49 @@ def list_jobs(
 
 
 @jobs.command()
-@click.argument("job_id")
+@click.argument("job_ids", nargs=-1, required=True, metavar="JOB_ID...")
 @json_option
 @target_options
 def cancel(
+    job_ids: tuple[str, ...],
+    as_json: bool,
+    data_dir: Path | None,
+    api_url: str | None,
+    api_key: str | None,
+) -> None:
+    """Stop jobs; a running one stops at its next step."""
+
+    async def run(client: Any) -> dict[str, str]:
+        results: dict[str, str] = {}
+        for start in range(0, len(job_ids), _CANCELS):
+            results |= await client.cancel_many(job_ids[start : start + _CANCELS])
+        return results
+
+    results = remote(run, data_dir=data_dir, url=api_url, key=api_key)
+    if as_json:
+        print_json(results)
+    else:
+        for job_id, result in results.items():
+            click.echo(f"{job_id}: {result.replace('_', ' ')}")
+    if missing := sum(result == "not_found" for result in results.values()):
+        raise CommandError(f"{missing} of {len(results)} jobs don't exist")
+
+
+@jobs.command()
+@click.argument("job_id")
+@json_option
+@target_options
+def retry(
     job_id: str,
     as_json: bool,
     data_dir: Path | None,
     api_url: str | None,
     api_key: str | None,
 ) -> None:
-    """Stop a job; a running one stops at its next step."""
+    """Put a failed or expired job in again, with all its attempts."""
 
     async def run(client: Any) -> RemoteJob:
-        job: RemoteJob = await client.cancel(job_id)
+        job: RemoteJob = await client.retry(job_id)
         return job
 
     job = remote(run, data_dir=data_dir, url=api_url, key=api_key)

@@ -11,7 +11,7 @@ import click
 
 from api.accounts.records import ApiKey
 from api.auth.principal import SCOPES
-from api.cli.accounts import account_errors, accounts, iso, shown
+from api.cli.accounts import account_errors, accounts, iso, shown, shown_limits
 from api.cli.console import print_json, print_table
 from api.cli.context import data_dir_option, json_option
 
@@ -50,6 +50,8 @@ def keys() -> None:
     help="What the key may do; repeat for several.",
 )
 @click.option("--expires", type=_Lifetime(), help="Lifetime, e.g. 12h, 30d, 8w.")
+@click.option("--requests-per-minute", type=int, default=0, help="Within those of the tenant.")
+@click.option("--tokens-per-minute", type=int, default=0, help="Within those of the tenant.")
 @data_dir_option
 @json_option
 @account_errors
@@ -58,12 +60,21 @@ def create(
     name: str,
     scopes: tuple[str, ...],
     expires: timedelta | None,
+    requests_per_minute: int,
+    tokens_per_minute: int,
     data_dir: Path | None,
     as_json: bool,
 ) -> None:
     """Create a key of TENANT (name or id). The key is shown this once."""
     with accounts(data_dir) as service:
-        new = service.create_key(tenant, name=name, scopes=scopes, expires_in=expires)
+        new = service.create_key(
+            tenant,
+            name=name,
+            scopes=scopes,
+            expires_in=expires,
+            requests_per_minute=requests_per_minute,
+            tokens_per_minute=tokens_per_minute,
+        )
     if as_json:
         print_json({**_document(new.key), "key": new.secret})
         return
@@ -105,7 +116,18 @@ def _print(found: list[ApiKey], *, as_json: bool) -> None:
         return
     now = datetime.now(UTC)
     print_table(
-        ("Key", "Tenant", "Name", "Prefix", "Scopes", "Created", "Last used", "Expires", "State"),
+        (
+            "Key",
+            "Tenant",
+            "Name",
+            "Prefix",
+            "Scopes",
+            "Limits",
+            "Created",
+            "Last used",
+            "Expires",
+            "State",
+        ),
         [
             (
                 key.id,
@@ -113,6 +135,7 @@ def _print(found: list[ApiKey], *, as_json: bool) -> None:
                 key.name,
                 f"{key.prefix}…",
                 " ".join(sorted(key.scopes)),
+                shown_limits(key.limits),
                 shown(key.created_at),
                 shown(key.last_used_at),
                 shown(key.expires_at),
@@ -132,6 +155,8 @@ def _document(key: ApiKey) -> dict[str, Any]:
         "name": key.name,
         "prefix": key.prefix,
         "scopes": sorted(key.scopes),
+        "requests_per_minute": key.limits.requests_per_minute,
+        "tokens_per_minute": key.limits.tokens_per_minute,
         "status": key.status(datetime.now(UTC)),
         "created_at": iso(key.created_at),
         "last_used_at": iso(key.last_used_at),

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from api.accounts.records import Tenant
-from api.cli.accounts import account_errors, accounts, iso, shown
+from api.cli.accounts import account_errors, accounts, iso, shown, shown_limits
 from api.cli.console import print_json, print_table
 from api.cli.context import F, data_dir_option, json_option
 from broker.jobs import BANDS, Band
@@ -19,6 +19,9 @@ def _policy_options(function: F) -> F:
         click.option("--weight", type=float, help="Share relative to other tenants."),
         click.option("--max-in-flight", type=int, help="Jobs of one model running at once."),
         click.option("--max-queued", type=int, help="Jobs of one model that may wait."),
+        click.option("--requests-per-minute", type=int, help="Of all models; 0 is without bound."),
+        click.option("--tokens-per-minute", type=int, help="Of all models; 0 is without bound."),
+        click.option("--max-jobs", type=int, help="Accepted, not ended; 0 is without bound."),
         click.option(
             "--priority",
             type=click.Choice([band.value for band in BANDS]),
@@ -46,6 +49,9 @@ def create(
     weight: float | None,
     max_in_flight: int | None,
     max_queued: int | None,
+    requests_per_minute: int | None,
+    tokens_per_minute: int | None,
+    max_jobs: int | None,
     priority: str | None,
     data_dir: Path | None,
     as_json: bool,
@@ -57,6 +63,9 @@ def create(
             weight=weight,
             max_in_flight=max_in_flight,
             max_queued=max_queued,
+            requests_per_minute=requests_per_minute,
+            tokens_per_minute=tokens_per_minute,
+            max_jobs=max_jobs,
             default_band=Band(priority) if priority else None,
         )
     _print([tenant], as_json=as_json, single=True)
@@ -79,6 +88,9 @@ def set_(
     weight: float | None,
     max_in_flight: int | None,
     max_queued: int | None,
+    requests_per_minute: int | None,
+    tokens_per_minute: int | None,
+    max_jobs: int | None,
     priority: str | None,
     disabled: bool | None,
     data_dir: Path | None,
@@ -91,6 +103,9 @@ def set_(
             weight=weight,
             max_in_flight=max_in_flight,
             max_queued=max_queued,
+            requests_per_minute=requests_per_minute,
+            tokens_per_minute=tokens_per_minute,
+            max_jobs=max_jobs,
             default_band=Band(priority) if priority else None,
             disabled=disabled,
         )
@@ -114,7 +129,17 @@ def _print(found: list[Tenant], *, as_json: bool, single: bool = False) -> None:
         print_json(documents[0] if single else documents)
         return
     print_table(
-        ("Tenant", "Id", "Weight>", "In flight>", "Queued>", "Priority", "Created", "State"),
+        (
+            "Tenant",
+            "Id",
+            "Weight>",
+            "In flight>",
+            "Queued>",
+            "Limits",
+            "Priority",
+            "Created",
+            "State",
+        ),
         [
             (
                 tenant.name,
@@ -122,6 +147,7 @@ def _print(found: list[Tenant], *, as_json: bool, single: bool = False) -> None:
                 f"{tenant.policy.weight:g}",
                 f"{tenant.policy.max_in_flight:,}",
                 f"{tenant.policy.max_queued:,}",
+                shown_limits(tenant.policy.limits),
                 tenant.policy.default_band.value,
                 shown(tenant.created_at),
                 "disabled" if tenant.disabled_at else "active",
@@ -139,6 +165,9 @@ def _document(tenant: Tenant) -> dict[str, Any]:
         "weight": tenant.policy.weight,
         "max_in_flight": tenant.policy.max_in_flight,
         "max_queued": tenant.policy.max_queued,
+        "requests_per_minute": tenant.policy.requests_per_minute,
+        "tokens_per_minute": tenant.policy.tokens_per_minute,
+        "max_jobs": tenant.policy.max_jobs,
         "priority": tenant.policy.default_band.value,
         "created_at": iso(tenant.created_at),
         "updated_at": iso(tenant.updated_at),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
 import orjson
@@ -10,11 +11,12 @@ from aiohttp import web
 
 from api import keys
 from api.delivery import sse
-from api.delivery.attendance import attended
+from api.delivery.attendance import REPLAYED, Attendance, attended
 from api.delivery.chunks import Chunks
 from api.delivery.following import Follower, Snapshot, final_record
 from api.delivery.relay import DivergedError, TextRelay
 from api.errors import ApiError, error_object, from_broker, from_job
+from api.limit_headers import limit_headers
 from broker.errors import BrokerError
 from broker.jobs import Event, EventType, NewJob, Status
 
@@ -22,20 +24,26 @@ from broker.jobs import Event, EventType, NewJob, Status
 _RECORD_S: Final = 10.0
 
 
-async def relay(request: web.Request, job: NewJob, chunks: Chunks) -> web.StreamResponse:
+async def relay(
+    request: web.Request, job: NewJob, chunks_of: Callable[[NewJob], Chunks]
+) -> web.StreamResponse:
     """Run the job and write its stream.
 
-    The headers wait for the first text (or `ping_interval_s`), so that a job that fails at once
-    still gets the HTTP status of its error; later errors are an event of the stream.
+    `chunks_of` gets the job with the id that it really has. The headers wait for the first text (or
+    `ping_interval_s`), so that a job that fails at once still gets the HTTP status of its error;
+    later errors are an event of the stream.
     """
     app = request.app
-    stream = _Stream(request, job, chunks)
+    stream: _Stream | None = None
+    submitted = asyncio.get_running_loop().time()
     try:
-        async with attended(app, job) as follower:
-            app[keys.METRICS].job_submitted(job.model, job.endpoint, job.band)
-            await stream.follow(follower)
+        async with attended(app, job) as attendance:
+            if not attendance.replayed:
+                app[keys.METRICS].job_submitted(job.model, job.endpoint, job.band)
+            stream = _Stream(request, attendance, chunks_of(attendance.job), submitted)
+            await stream.follow(attendance.follower)
     except (ApiError, BrokerError) as error:
-        if stream.response is None:
+        if stream is None or stream.response is None:
             raise
         shown = from_broker(error) if isinstance(error, BrokerError) else error
         app[keys.METRICS].request_refused(shown.code)
@@ -47,12 +55,17 @@ async def relay(request: web.Request, job: NewJob, chunks: Chunks) -> web.Stream
 
 
 class _Stream:
-    def __init__(self, request: web.Request, job: NewJob, chunks: Chunks) -> None:
+    def __init__(
+        self, request: web.Request, attendance: Attendance, chunks: Chunks, submitted: float
+    ) -> None:
         self._request = request
-        self._job = job
+        self._job = attendance.job
+        self._replayed = attendance.replayed
+        self._limits = limit_headers(attendance.limits)
         self._chunks = chunks
         self._text = TextRelay()
-        self._submitted = asyncio.get_running_loop().time()
+        #: On the event loop's clock.
+        self._submitted = submitted
         self._queue_ms: int | None = None
         self.response: web.StreamResponse | None = None
 
@@ -74,6 +87,7 @@ class _Stream:
     async def _take(self, item: Event | Snapshot) -> None:
         if (
             self._queue_ms is None
+            and not self._replayed
             and isinstance(item, Event)
             and item.type is EventType.IN_PROGRESS
         ):
@@ -110,7 +124,10 @@ class _Stream:
                 "x-request-id": self._request[keys.REQUEST_ID],
                 "x-job-id": self._job.id,
                 "x-priority": self._job.band.value,
+                **self._limits,
             }
+            if self._replayed:
+                headers.update(REPLAYED)
             if self._queue_ms is not None:
                 headers["x-queue-ms"] = str(self._queue_ms)
             self.response = await sse.open_stream(self._request, headers)

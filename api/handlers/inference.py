@@ -9,14 +9,15 @@ from aiohttp import hdrs, web
 from pydantic import TypeAdapter
 
 from api import keys
-from api.delivery.attendance import attended
-from api.delivery.chunks import ChatChunks, CompletionChunks
+from api.delivery.attendance import REPLAYED, attended
+from api.delivery.chunks import ChatChunks, Chunks, CompletionChunks
 from api.delivery.following import final_record
 from api.delivery.streaming import relay
 from api.errors import ApiError, from_job
 from api.handlers.body import preference, read_body
 from api.handlers.intake import new_job
 from api.handlers.jobs import accept
+from api.limit_headers import limit_headers
 from api.schemas.fields import TIER_OF
 from api.schemas.inference import GenerationRequest, InferenceRequest
 from api.schemas.job_object import queue_ms
@@ -50,39 +51,46 @@ async def embedding(request: web.Request) -> web.StreamResponse:
 
 
 async def _run(request: web.Request, schema: TypeAdapter[Wanted]) -> web.StreamResponse:
-    wanted = parse(schema, await read_body(request))
-    job = new_job(request, wanted)
+    raw = await read_body(request)
+    wanted = parse(schema, raw)
+    job = new_job(request, wanted, raw)
     prefer = preference(request, max_wait_s=request.app[keys.SETTINGS].api.max_wait_s)
     if prefer.respond_async:
         return await accept(request, job, prefer)
     # The tier really used is echoed to whoever asked for one.
     tier = TIER_OF[job.band] if wanted.service_tier is not None else None
     if isinstance(wanted, GenerationRequest) and wanted.streams:
-        chunks = _WRITERS[wanted.endpoint](
-            job.id,
-            created=int(time.time()),
-            model=job.model,
-            include_usage=wanted.include_usage,
-            tier=tier,
-        )
-        return await relay(request, job, chunks)
+        writer, include_usage = _WRITERS[wanted.endpoint], wanted.include_usage
+        created = int(time.time())
+
+        def chunks_of(job: NewJob) -> Chunks:
+            return writer(
+                job.id, created=created, model=job.model, include_usage=include_usage, tier=tier
+            )
+
+        return await relay(request, job, chunks_of)
     return await _answer(request, job, tier)
 
 
 async def _answer(request: web.Request, job: NewJob, tier: str | None) -> web.Response:
     app = request.app
     timeout_s = app[keys.SETTINGS].api.sync_timeout_s
-    async with attended(app, job) as follower:
-        app[keys.METRICS].job_submitted(job.model, job.endpoint, job.band)
-        if not await follower.terminal(within_s=timeout_s):
-            raise ApiError("deadline_exceeded", job_id=job.id)
-    record = await final_record(app[keys.QUEUE], job.id, within_s=_RECORD_S)
+    async with attended(app, job) as attendance:
+        if not attendance.replayed:
+            app[keys.METRICS].job_submitted(job.model, job.endpoint, job.band)
+        job_id = attendance.job.id
+        if not await attendance.follower.terminal(within_s=timeout_s):
+            raise ApiError("deadline_exceeded", job_id=job_id)
+    record = await final_record(app[keys.QUEUE], job_id, within_s=_RECORD_S)
     if record.status is not Status.COMPLETED or record.output is None:
         raise from_job(record)
     body = record.output
     if tier is not None:
         body = b'%b,"service_tier":"%b"}' % (body[:-1], tier.encode())
-    return web.Response(body=body, headers=_headers(record))
+    headers = {**_headers(record), **limit_headers(attendance.limits)}
+    if attendance.replayed:
+        headers.update(REPLAYED)
+    return web.Response(body=body, headers=headers)
 
 
 def _headers(job: Job) -> dict[str, str]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Final
 
 import orjson
 from aiohttp import web
@@ -15,17 +19,39 @@ from broker.jobs import Band, NewJob
 from config.catalogue import ModelSpec
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Terms:
+    """How long, how often and when a job may run and be kept; as in `NewJob`.
+
+    What is None is the installation's default.
+    """
+
+    ttl_s: int | None = None
+    max_attempts: int | None = None
+    deadline_ms: int = 0
+    execution_timeout_ms: int = 0
+    delay_ms: int = 0
+
+
+_DEFAULT_TERMS: Final = Terms()
+_IDEMPOTENCY_KEY: Final = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?")
+
+
+def milliseconds(seconds: float | None) -> int:
+    return round((seconds or 0) * 1000)
+
+
 def new_job(
     request: web.Request,
     wanted: InferenceRequest,
+    raw: bytes,
     *,
     priority: str | None = None,
     metadata: dict[str, str] | None = None,
-    ttl_s: int | None = None,
-    max_attempts: int | None = None,
+    terms: Terms = _DEFAULT_TERMS,
     within: str = "",
 ) -> NewJob:
-    """The job for a request of its tenant.
+    """The job for a request of its tenant, whose body is `raw`.
 
     `within` is where the inference request lies in the body, for error messages. Raises `ApiError`.
     """
@@ -49,6 +75,7 @@ def new_job(
     if metadata is None:
         metadata = wanted.metadata
     body = wanted.to_body()
+    idempotency_key = _idempotency_key(request)
     return NewJob(
         tenant=principal.tenant,
         key_id=principal.key_id,
@@ -59,10 +86,36 @@ def new_job(
         body=body,
         metadata=orjson.dumps(metadata) if metadata else b"{}",
         stream=wanted.streams,
-        max_attempts=max_attempts or queue.max_attempts,
-        result_ttl_s=ttl_s or queue.result_ttl_s,
+        max_attempts=terms.max_attempts or queue.max_attempts,
+        result_ttl_s=terms.ttl_s or queue.result_ttl_s,
+        deadline_ms=terms.deadline_ms,
+        execution_timeout_ms=terms.execution_timeout_ms,
+        delay_ms=terms.delay_ms,
         request_id=request[keys.REQUEST_ID],
+        idempotency_key=idempotency_key,
+        fingerprint=_fingerprint(request, raw) if idempotency_key else "",
+        limits=principal.policy.limits,
+        key_limits=principal.key_limits,
     )
+
+
+def _idempotency_key(request: web.Request) -> str:
+    """The caller's name for this request, or nothing. Raises `ApiError`."""
+    given = request.headers.get("Idempotency-Key")
+    if given is None:
+        return ""
+    if not _IDEMPOTENCY_KEY.fullmatch(given):
+        raise ApiError(
+            "invalid_request",
+            "It must have 1 to 255 visible ASCII characters.",
+            param="Idempotency-Key",
+        )
+    return given
+
+
+def _fingerprint(request: web.Request, raw: bytes) -> str:
+    """Of what was sent, byte by byte: what becomes of it may depend on the time and on policy."""
+    return blake2b(request.path.encode() + b"\0" + raw, digest_size=16).hexdigest()
 
 
 def _model(catalogue: Mapping[str, ModelSpec], wanted: InferenceRequest, within: str) -> ModelSpec:

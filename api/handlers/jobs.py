@@ -5,22 +5,26 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Final
 
 import orjson
 from aiohttp import hdrs, web
 
 from api import keys
-from api.delivery.attendance import enqueue
+from api.delivery.attendance import REPLAYED, enqueue, first_record
 from api.delivery.following import QUEUED_SEQ, Follower, final_record
 from api.errors import ApiError
 from api.handlers.body import Preference, preference, query_number, read_body
-from api.handlers.intake import new_job
-from api.schemas.job_object import accepted, job_object, queue_ms
-from api.schemas.jobs import LISTING, SUBMISSION
+from api.handlers.intake import Terms, milliseconds, new_job
+from api.limit_headers import limit_headers
+from api.schemas.job_object import accepted_object, job_object, queue_ms
+from api.schemas.jobs import CANCELS, LISTING, RETRY, SUBMISSION
 from api.schemas.parsing import parse, parse_query
 from broker.errors import JobNotFoundError
-from broker.jobs import Job, NewJob
+from broker.jobs import Accepted, Job, NewJob, Status
+from broker.queue import CancelResult
+from broker.stats import Position
 
 _JSON: Final = "application/json"
 _JOB_ID: Final = re.compile(r"job_[0-9a-hjkmnp-tv-z]{26}", re.ASCII)
@@ -32,14 +36,21 @@ _RECORD_S = 5.0
 
 async def submit(request: web.Request) -> web.Response:
     """`POST /v1/jobs`."""
-    wanted = parse(SUBMISSION, await read_body(request))
+    raw = await read_body(request)
+    wanted = parse(SUBMISSION, raw)
     job = new_job(
         request,
         wanted.body,
+        raw,
         priority=wanted.priority,
         metadata=wanted.metadata,
-        ttl_s=wanted.ttl,
-        max_attempts=wanted.max_attempts,
+        terms=Terms(
+            ttl_s=wanted.ttl,
+            max_attempts=wanted.max_attempts,
+            deadline_ms=milliseconds(wanted.deadline),
+            execution_timeout_ms=milliseconds(wanted.execution_timeout),
+            delay_ms=milliseconds(wanted.delay),
+        ),
         within="body.",
     )
     max_wait_s = request.app[keys.SETTINGS].api.max_wait_s
@@ -50,31 +61,53 @@ async def accept(request: web.Request, job: NewJob, prefer: Preference) -> web.R
     """Enqueue a background job; with `Prefer: wait` answer with its end when that is near."""
     app = request.app
     if not prefer.wait_s:
-        position = await enqueue(app, job)
-        return _accepted(request, job, position, prefer)
+        accepted = await enqueue(app, job)
+        if accepted.replayed:
+            return await _replayed(request, accepted, prefer)
+        return _accepted(request, job, accepted, prefer)
     async with app[keys.HUB].subscribe(job.id) as subscription:
-        position = await enqueue(app, job)
+        accepted = await enqueue(app, job)
+        if accepted.replayed:
+            return await _replayed(request, accepted, prefer)
         follower = Follower(app[keys.QUEUE], subscription, job.id, after=QUEUED_SEQ)
         if not await follower.terminal(within_s=prefer.wait_s):
-            return _accepted(request, job, position, prefer)
+            return _accepted(request, job, accepted, prefer)
     app[keys.METRICS].job_submitted(job.model, job.endpoint, job.band)
     record = await final_record(app[keys.QUEUE], job.id, within_s=_RECORD_S)
-    return show(record, headers=prefer.applied)
+    return show(record, headers={**prefer.applied, **limit_headers(accepted.limits)})
 
 
-def _accepted(request: web.Request, job: NewJob, position: int, prefer: Preference) -> web.Response:
+def _accepted(
+    request: web.Request, job: NewJob, accepted: Accepted, prefer: Preference
+) -> web.Response:
     request.app[keys.METRICS].job_submitted(job.model, job.endpoint, job.band)
     created_ms = time.time_ns() // 1_000_000
     return web.Response(
         status=202,
-        body=accepted(job, created_ms=created_ms, position=position),
+        body=accepted_object(job, created_ms=created_ms, position=accepted.position),
         headers={
             hdrs.CONTENT_TYPE: _JSON,
             hdrs.LOCATION: f"/v1/jobs/{job.id}",
             hdrs.RETRY_AFTER: _POLL_S,
             **prefer.applied,
+            **limit_headers(accepted.limits),
         },
     )
+
+
+async def _replayed(request: web.Request, accepted: Accepted, prefer: Preference) -> web.Response:
+    """The job that the idempotency key stands for, as it is now (or within `Prefer: wait`)."""
+    job = await first_record(request.app[keys.QUEUE], accepted.job_id)
+    if prefer.wait_s and not job.is_terminal:
+        job = await _wait(request, job, prefer.wait_s)
+    headers = {
+        hdrs.LOCATION: f"/v1/jobs/{job.id}",
+        **REPLAYED,
+        **prefer.applied,
+        **limit_headers(accepted.limits),
+    }
+    status = 200 if job.is_terminal else 202
+    return await show_waiting(request, job, status=status, headers=headers)
 
 
 async def fetch(request: web.Request) -> web.Response:
@@ -92,7 +125,7 @@ async def fetch(request: web.Request) -> web.Response:
     known = request.headers.get(hdrs.IF_NONE_MATCH, "")
     # Found anywhere in a list of tags, weak or not: its quotes delimit it.
     if etag not in known and known.strip() != "*":
-        return show(job, headers=headers)
+        return await show_waiting(request, job, headers=headers)
     if not job.is_terminal:
         headers[hdrs.RETRY_AFTER] = _POLL_S
     return web.Response(status=304, headers=headers)
@@ -143,6 +176,36 @@ async def cancel(request: web.Request) -> web.Response:
     return show(job, status=202 if result == "cancelling" and not job.is_terminal else 200)
 
 
+async def cancel_many(request: web.Request) -> web.Response:
+    """`POST /v1/jobs/cancel`: what became of each id, in the order asked."""
+    wanted = parse(CANCELS, await read_body(request))
+    ids = list(dict.fromkeys(wanted.ids))
+    known = [job_id for job_id in ids if _JOB_ID.fullmatch(job_id)]
+    results: dict[str, CancelResult] = {}
+    if known:
+        results = await request.app[keys.QUEUE].cancel_many(
+            known, tenant=request[keys.PRINCIPAL].tenant
+        )
+    data = [{"id": job_id, "result": results.get(job_id, "not_found")} for job_id in ids]
+    return web.Response(body=orjson.dumps({"object": "list", "data": data}), content_type=_JSON)
+
+
+async def retry(request: web.Request) -> web.Response:
+    """`POST /v1/jobs/{id}/retry`: a failed or expired job goes in again, with all its attempts."""
+    job_id = job_id_of(request)
+    tenant = request[keys.PRINCIPAL].tenant
+    queue = request.app[keys.QUEUE]
+    raw = await read_body(request)
+    deadline_ms = milliseconds(parse(RETRY, raw).deadline) if raw else 0
+    accepted = await queue.retry(job_id, tenant=tenant, deadline_ms=deadline_ms)
+    job = await queue.get(job_id, tenant=tenant)
+    headers: dict[str, str] = {
+        hdrs.LOCATION: f"/v1/jobs/{job_id}",
+        **limit_headers(accepted.limits),
+    }
+    return await show_waiting(request, job, status=202, headers=headers)
+
+
 def job_id_of(request: web.Request) -> str:
     """The id in the path. One that can't exist is answered like one that doesn't."""
     job_id = request.match_info["job_id"]
@@ -151,10 +214,29 @@ def job_id_of(request: web.Request) -> str:
     return job_id
 
 
-def show(job: Job, *, status: int = 200, headers: Mapping[str, str] | None = None) -> web.Response:
+async def show_waiting(
+    request: web.Request, job: Job, *, status: int = 200, headers: Mapping[str, str] | None = None
+) -> web.Response:
+    """As `show`, and where the job stands in its queue while it waits."""
+    position = None
+    if job.status is Status.QUEUED:
+        # It may have started, or even ended and expired, since it was read.
+        with suppress(JobNotFoundError):
+            position = await request.app[keys.QUEUE].position(job.id)
+    return show(job, position, status=status, headers=headers)
+
+
+def show(
+    job: Job,
+    position: Position | None = None,
+    *,
+    status: int = 200,
+    headers: Mapping[str, str] | None = None,
+) -> web.Response:
     shown = {hdrs.CONTENT_TYPE: _JSON, **(headers or {})}
     if not job.is_terminal:
         shown[hdrs.RETRY_AFTER] = _POLL_S
     if (waited_ms := queue_ms(job)) is not None:
         shown["x-queue-ms"] = str(waited_ms)
-    return web.Response(status=status, body=orjson.dumps(job_object(job)), headers=shown)
+    body = orjson.dumps(job_object(job, position=position))
+    return web.Response(status=status, body=body, headers=shown)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -22,6 +23,10 @@ TIER_OF: Final[Mapping[Band, str]] = {
     Band.STANDARD: "default",
     Band.BATCH: "flex",
 }
+
+
+#: `2026-01-31T12:00:00Z`; ISO 8601 knows shorter forms.
+_SHORTEST_TIME: Final = 20
 
 
 class Schema(BaseModel):
@@ -62,6 +67,21 @@ def only(*neutral: Any) -> AfterValidator:
 def listed(value: Any) -> Any:
     """One string where a list of them is meant."""
     return [value] if isinstance(value, str) else value
+
+
+def unix_time(value: Any) -> Any:
+    """A date and time as RFC 3339 writes it, as Unix seconds."""
+    if not isinstance(value, str):
+        return value
+    try:
+        moment = datetime.fromisoformat(value)
+        if moment.tzinfo is None or len(value) < _SHORTEST_TIME:
+            raise ValueError
+        return moment.timestamp()
+    except (ValueError, OverflowError):
+        raise PydanticCustomError(
+            "date_time", "it must be Unix seconds, or date and time with an offset (RFC 3339)"
+        ) from None
 
 
 def joined_parts(value: Any) -> Any:

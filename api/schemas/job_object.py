@@ -7,6 +7,7 @@ from typing import Any
 import orjson
 
 from broker.jobs import Job, NewJob, Status
+from broker.stats import Position
 
 
 def urls(job_id: str) -> dict[str, str]:
@@ -15,7 +16,7 @@ def urls(job_id: str) -> dict[str, str]:
     return {"self": base, "events": f"{base}/events", "cancel": f"{base}/cancel"}
 
 
-def accepted(job: NewJob, *, created_ms: int, position: int) -> bytes:
+def accepted_object(job: NewJob, *, created_ms: int, position: int) -> bytes:
     """A job that was just enqueued: what `job_object` would say of it, without reading it back."""
     return orjson.dumps(
         {
@@ -30,9 +31,11 @@ def accepted(job: NewJob, *, created_ms: int, position: int) -> bytes:
             "started_at": None,
             "completed_at": None,
             "expires_at": None,
+            "deadline_at": _seconds(job.deadline_ms),
             "attempt": 0,
             "max_attempts": job.max_attempts,
-            "queue": {"position": position},
+            # What it takes to know more is a second call, and few submits need it.
+            "queue": {"position": position, "estimated_start_ms": None},
             "error": None,
             "usage": None,
             "urls": urls(job.id),
@@ -41,8 +44,10 @@ def accepted(job: NewJob, *, created_ms: int, position: int) -> bytes:
     )
 
 
-def job_object(job: Job, *, with_output: bool = True) -> dict[str, Any]:
-    """For `orjson.dumps`. Times are Unix seconds; a listing has no output."""
+def job_object(
+    job: Job, *, position: Position | None = None, with_output: bool = True
+) -> dict[str, Any]:
+    """For `orjson.dumps`. Times are Unix seconds; a listing has neither output nor position."""
     error = None
     if job.error is not None:
         error = {
@@ -73,10 +78,15 @@ def job_object(job: Job, *, with_output: bool = True) -> dict[str, Any]:
         "started_at": _seconds(job.started_ms),
         "completed_at": _seconds(job.finished_ms),
         "expires_at": _seconds(expires_ms),
+        "deadline_at": _seconds(job.deadline_ms),
         "attempt": job.attempt,
         "max_attempts": job.max_attempts,
-        # A later position would cost a search of the queue.
-        "queue": None,
+        "queue": None
+        if position is None
+        else {
+            "position": position.position,
+            "estimated_start_ms": position.estimated_start_ms,
+        },
         "error": error,
         "usage": usage,
         "urls": urls(job.id),

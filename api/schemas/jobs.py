@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import BeforeValidator, Field, TypeAdapter
 
-from api.schemas.fields import Metadata, Schema
+from api.schemas.fields import Metadata, Schema, unix_time
 from api.schemas.inference import (
     ChatRequest,
     CompletionRequest,
@@ -17,6 +17,15 @@ from broker.jobs import Band, Status
 
 #: 30 days.
 MAX_TTL_S = 30 * 86_400
+#: 7 days: within the time for which a job is listed.
+MAX_DELAY_S = 7 * 86_400
+MAX_EXECUTION_S = 86_400
+
+
+#: Unix seconds; RFC 3339 comes in as well. The bounds tell milliseconds and spans of time from it.
+Moment = Annotated[float, Field(ge=1e9, le=1e10), BeforeValidator(unix_time)]
+#: Jobs cancelled by one call.
+MAX_CANCELS = 1_000
 
 
 class _Submission(Schema):
@@ -24,7 +33,14 @@ class _Submission(Schema):
     metadata: Metadata | None = None
     #: Seconds the finished job stays readable.
     ttl: Annotated[int, Field(ge=1, le=MAX_TTL_S)] | None = None
+    #: Starts the job may have, crashes included.
     max_attempts: Annotated[int, Field(ge=1, le=100)] | None = None
+    #: Until which the job has to be started.
+    deadline: Moment | None = None
+    #: Seconds one attempt may run.
+    execution_timeout: Annotated[float, Field(ge=0.001, le=MAX_EXECUTION_S)] | None = None
+    #: Seconds before which the job isn't started.
+    delay: Annotated[float, Field(ge=0, le=MAX_DELAY_S)] | None = None
 
 
 class ChatSubmission(_Submission):
@@ -54,6 +70,25 @@ EMBEDDING = TypeAdapter(EmbeddingRequest)
 ENDPOINTS: dict[str, type[InferenceRequest]] = {
     request.endpoint: request for request in (ChatRequest, CompletionRequest, EmbeddingRequest)
 }
+
+
+class Retry(Schema):
+    """Body of `POST /v1/jobs/{id}/retry`, which may be absent."""
+
+    deadline: Moment | None = None
+
+
+class Cancels(Schema):
+    """Body of `POST /v1/jobs/cancel`."""
+
+    ids: Annotated[
+        list[Annotated[str, Field(max_length=64)]],
+        Field(min_length=1, max_length=MAX_CANCELS, fail_fast=True),
+    ]
+
+
+RETRY = TypeAdapter(Retry)
+CANCELS = TypeAdapter(Cancels)
 
 
 class Listing(Schema):

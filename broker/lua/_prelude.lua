@@ -10,13 +10,18 @@
 --   a:<band>       ZSET    tenant -> virtual time; it has waiting jobs and isn't parked
 --   i:<band>       ZSET    tenant -> virtual time; idle or parked, as long as it is ahead of the clock
 --   s              HASH    per band `V:<band>` (virtual clock) and `lag:<band>` (tokens owed);
---                          `taken`, `estimated` (fading sums over completed jobs); `cursor` (sweep)
+--                          `taken`, `estimated` (fading sums over completed jobs);
+--                          `mode` (`paused`, `draining`, or absent);
+--                          `stale` (writes of stale attempts that were refused);
+--                          `d`, `d:<tenant>` (drain rates: broker/drain.py);
+--                          `cursor`, `drains` (where the sweep goes on)
 --   n, if          HASH    tenant -> waiting (queued + delayed) jobs; tenant -> running jobs
 --   t              ZSET    tenant -> waiting + running jobs
 --   park           SET     tenants at their cap
 --   l, lo          ZSET, HASH  leases: id -> deadline (ms); id -> `attempt|charged tokens|owner`
 --   d, x           ZSET, SET   delayed: id -> due (ms); running jobs that shall be cancelled
 --   cancel         channel    ids of running jobs that shall be cancelled
+--   e              ZSET    waiting (queued or delayed) job id -> its deadline (ms), if it has one
 --   dead, bell     STREAM, LIST  dead letters; doorbell with at most one element
 -- and the list `<queue>`: one empty element per waiting job, for readers of LLEN.
 
@@ -42,6 +47,11 @@ end
 local function policy(name, tenant, default)
   local values = call('HMGET', 'fb:policy:' .. name, tenant, '*')
   return tonumber(values[1] or values[2] or default)
+end
+
+-- `paused`: nothing is claimed; `draining`: nothing is put in; nil: both are done.
+local function mode_of(base)
+  return call('HGET', base .. 's', 'mode') or nil
 end
 
 local function ring(base)
@@ -171,7 +181,8 @@ end
 -- What the scripts need of a record, or nil.
 local function read_job(id)
   local raw = call('HMGET', 'fb:job:' .. id, 'status', 'tenant', 'band', 'model', 'cost', 'attempt',
-    'refunds', 'max_attempts', 'seq', 'result_ttl_s')
+    'refunds', 'max_attempts', 'seq', 'result_ttl_s', 'deadline_ms',
+    'created_ms', 'queued_ms', 'limits', 'key_id')
   if not raw[1] then
     return nil
   end
@@ -179,6 +190,8 @@ local function read_job(id)
     status = raw[1], tenant = raw[2], band = raw[3], model = raw[4],
     cost = tonumber(raw[5]), attempt = tonumber(raw[6] or 0), refunds = tonumber(raw[7] or 0),
     max_attempts = tonumber(raw[8]), seq = tonumber(raw[9]), ttl = tonumber(raw[10]),
+    deadline = raw[11] or nil, since = tonumber(raw[13] or raw[12]),
+    limits = raw[14] or nil, key_id = raw[15] or '',
   }
 end
 
@@ -192,6 +205,11 @@ local function read_lease(base, id)
   return tonumber(attempt), tonumber(charged), owner
 end
 
+-- Counts a refused write of an attempt that has lost its lease.
+local function count_stale(base)
+  call('HINCRBY', base .. 's', 'stale', 1)
+end
+
 -- Ends the lease of a job; returns how many jobs its tenant still runs.
 local function unlease(base, id, tenant)
   call('ZREM', base .. 'l', id)
@@ -200,9 +218,14 @@ local function unlease(base, id, tenant)
   return count_down(base .. 'if', tenant)
 end
 
--- Takes a waiting job out of its list.
+-- Takes a waiting job out of its list: one step at either end, a search from the head elsewhere.
 local function unqueue(base, id, job)
-  call('LREM', base .. 'q:' .. job.band .. ':' .. job.tenant, 1, id)
+  local list = base .. 'q:' .. job.band .. ':' .. job.tenant
+  if call('LINDEX', list, -1) == id then
+    call('RPOP', list)
+  else
+    call('LREM', list, 1, id)
+  end
   call('ZREM', base .. 'o:' .. job.band, id)
   call('LPOP', mirror_of(base))
   if call('EXISTS', base .. 'q:' .. job.band .. ':' .. job.tenant) == 0 then
@@ -210,13 +233,56 @@ local function unqueue(base, id, job)
   end
 end
 
+-- A job that waits again has its deadline before it again.
+local function watch(base, id, job)
+  if job.deadline then
+    call('ZADD', base .. 'e', job.deadline, id)
+  end
+end
+
+-- Ends the waiting of a job, in its list or delayed.
+local function unwait(base, id, job)
+  if call('ZREM', base .. 'd', id) == 0 then
+    unqueue(base, id, job)
+  end
+  if job.deadline then
+    call('ZREM', base .. 'e', id)
+  end
+  count_down(base .. 'n', job.tenant)
+end
+
+-- The rate limits of a job (`requests|tokens|jobs|requests of the key|tokens of the key`), as
+-- {key of the meters, requests, tokens} for the tenant and its API key, and jobs at once.
+local function read_limits(limits, tenant, key_id)
+  local r, t, jobs, key_r, key_t = string.match(limits, '^(%d+)|(%d+)|(%d+)|(%d+)|(%d+)$')
+  return {{'fb:limit:t:' .. tenant, tonumber(r), tonumber(t)},
+    {'fb:limit:k:' .. key_id, tonumber(key_r), tonumber(key_t)}}, tonumber(jobs)
+end
+
+-- Puts right the tokens that were taken at submit: `tokens` is really taken minus taken then.
+local function settle_limits(job, tokens, now)
+  for _, scope in ipairs((read_limits(job.limits, job.tenant, job.key_id))) do
+    if scope[3] > 0 and tokens ~= 0 then
+      local at = call('HMGET', scope[1], 'requests', 'tokens')
+      local to = math.max(now, math.max(tonumber(at[2] or now), now) + tokens * MINUTE_MS / scope[3])
+      if at[2] or to > now then
+        call('HSET', scope[1], 'tokens', string.format('%.17g', to))
+        call('PEXPIRE', scope[1], math.ceil(math.max(to, tonumber(at[1] or 0)) - now) + 1000)
+      end
+    end
+  end
+end
+
 -- Makes a job terminal, once it is out of queue, delay and lease. `fields` are further fields and
--- values of the record (output, error, usage).
-local function finish(base, id, job, status, now, fields)
+-- values of the record (output, error, usage); `taken`: tokens it really took.
+local function finish(base, id, job, status, now, fields, taken)
   local key = 'fb:job:' .. id
   local seq = job.seq + 1
   call('HDEL', base .. 'j', id)
   count_out(base, job.tenant)
+  if job.limits then
+    settle_limits(job, (taken or 0) - job.cost, now)
+  end
   call('HSET', key, 'status', status, 'finished_ms', now, 'seq', seq, unpack(fields))
   log_event(id, seq, status, job.attempt)
   call('EXPIRE', key, job.ttl)
@@ -225,8 +291,9 @@ local function finish(base, id, job, status, now, fields)
 end
 
 local function bury(base, id, job, now, code)
-  call('XADD', base .. 'dead', 'MAXLEN', '~', DEAD_LETTERS, '*',
+  local letter = call('XADD', base .. 'dead', 'MAXLEN', '=', DEAD_LETTERS, '*',
     'id', id, 'tenant', job.tenant, 'code', code, 'attempt', job.attempt, 'ms', now)
+  call('HSET', 'fb:job:' .. id, 'letter', letter)
 end
 
 -- Ends an attempt that did not finish its job: back into the queue (after delay_ms), or cancelled
@@ -252,12 +319,19 @@ local function give_back(base, id, job, charged, now, delay_ms, refund, weight, 
     call('HSET', 'fb:job:' .. id, 'status', 'queued', 'seq', job.seq + 1,
       'refunds', job.refunds)
     log_event(id, job.seq + 1, 'requeued', job.attempt)
+    watch(base, id, job)
     if delay_ms > 0 then
       call('ZADD', base .. 'd', now + delay_ms, id)
     else
       put(base, 'LPUSH', id, job.band, job.tenant, now)
     end
   end
+end
+
+-- Ends a job that waited beyond its deadline.
+local function overdue(base, id, job, now)
+  finish(base, id, job, 'expired', now, {'error',
+    '{"code":"deadline_exceeded","message":"The job was not started before its deadline."}'})
 end
 
 -- Drops a job whose record was deleted from outside.
@@ -270,6 +344,7 @@ local function forget(base, id)
       count_down(base .. 'n', tenant)
     end
     call('HDEL', base .. 'j', id)
+    call('ZREM', base .. 'e', id)
     count_out(base, tenant)
   else
     call('ZREM', base .. 'l', id)
@@ -303,4 +378,156 @@ local function promote(base, now, limit)
       forget(base, id)
     end
   end
+end
+
+-- Ends waiting jobs whose deadline has passed; at most `limit`.
+local function expire(base, now, limit)
+  local ids = call('ZRANGEBYSCORE', base .. 'e', '-inf', now, 'LIMIT', 0, limit)
+  for _, id in ipairs(ids) do
+    local job = read_job(id)
+    if job then
+      unwait(base, id, job)
+      overdue(base, id, job, now)
+    else
+      -- Its place in the list is cleared when its turn comes.
+      call('ZREM', base .. 'e', id)
+    end
+  end
+end
+
+-- What forecasts for a tenant in a band are made of (broker/forecast.py): now, drain of the queue
+-- and of the tenant, since when the oldest job and the tenant's first one wait, tenants that may run
+-- per band, whether the tenant is parked, whether it races, and weights: default, own, some rivals'.
+local function outlook(base, tenant, band, now)
+  local oldest, since, racing = now, now, {}
+  for b, each in ipairs(BANDS) do
+    local first = call('ZRANGE', base .. 'o:' .. each, 0, 0, 'WITHSCORES')
+    oldest = math.min(oldest, tonumber(first[2] or now))
+    racing[b] = call('ZCARD', base .. 'a:' .. each)
+  end
+  local head = call('LINDEX', base .. 'q:' .. band .. ':' .. tenant, 0)
+  if head then
+    since = tonumber(call('ZSCORE', base .. 'o:' .. band, head) or now)
+  end
+  local drains = call('HMGET', base .. 's', 'd', 'd:' .. tenant)
+  local rivals = call('ZRANGE', base .. 'a:' .. band, 0, RIVALS - 1)
+  return {now, drains[1], drains[2], oldest, since, racing, call('SISMEMBER', base .. 'park', tenant),
+    call('ZSCORE', base .. 'a:' .. band, tenant) and 1 or 0,
+    call('HMGET', 'fb:policy:weight', '*', tenant, unpack(rivals))}
+end
+
+-- Why one more job of a tenant can't wait here, as a reply; nil and the number of known jobs when
+-- it can. `mark`: waiting jobs of the queue from which on this band is refused.
+-- {2: the tenant's bound | 3: the mark, bound or mark, outlook, waiting jobs, band} | {6}: draining
+local function refusal(base, tenant, band, default_bound, mark, now)
+  if mode_of(base) == 'draining' then
+    return {6}
+  end
+  local bound = policy('max_queued', tenant, default_bound)
+  if tonumber(call('HGET', base .. 'n', tenant) or 0) >= bound then
+    return {2, bound, outlook(base, tenant, band, now), 0, band}
+  end
+  local known = call('HLEN', base .. 'j')
+  local waiting = known - call('ZCARD', base .. 'l')
+  if waiting >= tonumber(mark) then
+    return {3, tonumber(mark), outlook(base, tenant, band, now), waiting, band}
+  end
+  return nil, known
+end
+
+-- Jobs of a tenant in all queues that are not terminal: counted where they are, so that nothing can
+-- be left over.
+local function jobs_of(tenant)
+  local sum = 0
+  for _, queue in ipairs(call('SMEMBERS', 'fb:queues')) do
+    sum = sum + tonumber(call('ZSCORE', base_of(queue) .. 't', tenant) or 0)
+  end
+  return sum
+end
+
+-- Looks at the limits of a job (GCRA, see broker/limits.py). Returns which one doesn't let it in
+-- (1…4, the one that takes longest; 5: jobs at once) or nil, how long (ms), the limit; the meters as
+-- limit, TAT, … before it and after it; and what to write then.
+local function weigh(limits, tenant, key_id, cost, now)
+  local scopes, jobs = read_limits(limits, tenant, key_id)
+  local which, longest, bound, before, after, writes = nil, TOLERANCE_MS, 0, {}, {}, {}
+  for n, scope in ipairs(scopes) do
+    local requests, tokens = scope[2], scope[3]
+    local at = (requests > 0 or tokens > 0) and call('HMGET', scope[1], 'requests', 'tokens') or {}
+    local write, last = {scope[1]}, 0
+    for k = 1, 2 do
+      local limit, place = scope[k + 1], 4 * n + 2 * k - 5
+      before[place], before[place + 1] = limit, at[k] or ''
+      after[place], after[place + 1] = limit, ''
+      if limit > 0 then
+        local units, step = k == 1 and 1 or cost, MINUTE_MS / limit
+        local from = math.max(tonumber(at[k] or now), now)
+        local wait = from + math.min(units, limit) * step - now - MINUTE_MS
+        if wait > longest then
+          which, longest, bound = 2 * n + k - 2, wait, limit
+        end
+        local to = string.format('%.17g', from + units * step)
+        after[place + 1] = to
+        write[#write + 1] = k == 1 and 'requests' or 'tokens'
+        write[#write + 1] = to
+        last = math.max(last, from + units * step)
+      else
+        last = math.max(last, tonumber(at[k] or 0))
+      end
+    end
+    if #write > 1 then
+      writes[#writes + 1] = {write, scope[1], math.ceil(last - now) + 1000}
+    end
+  end
+  if not which and jobs > 0 and jobs_of(tenant) >= jobs then
+    which, longest, bound = 5, 0, jobs
+  end
+  return which, math.ceil(longest), bound, before, after, writes
+end
+
+-- Takes what `weigh` has found.
+local function take_limits(writes)
+  for _, write in ipairs(writes) do
+    call('HSET', unpack(write[1]))
+    call('PEXPIRE', write[2], write[3])
+  end
+end
+
+-- Counts a job in that is going to wait; `known`: jobs of the queue before.
+local function take_in(base, id, cost, band, tenant, known)
+  call('HSET', base .. 'j', id, cost .. '|' .. band .. '|' .. tenant)
+  if known == 0 then
+    call('SADD', 'fb:queues', mirror_of(base))
+  end
+  call('HINCRBY', base .. 'n', tenant, 1)
+  call('ZINCRBY', base .. 't', 1, tenant)
+end
+
+-- Starts a failed or expired job's life again, at the tail of its tenant's list. Attempts go on
+-- counting, as they fence, and none of the old ones is held against it. Returns its position.
+local function revive(base, id, job, deadline, now, known)
+  local key = 'fb:job:' .. id
+  local letter = call('HGET', key, 'letter')
+  if letter then
+    call('XDEL', base .. 'dead', letter)
+  end
+  call('HDEL', key, 'error', 'output', 'usage', 'started_ms', 'finished_ms', 'deadline_ms', 'letter')
+  call('HSET', key, 'status', 'queued', 'seq', job.seq + 1, 'refunds', job.attempt,
+    'queued_ms', now)
+  call('PERSIST', key)
+  call('PERSIST', key .. ':events')
+  call('DEL', key .. ':text')
+  if job.limits then
+    local _, _, _, _, _, writes = weigh(job.limits, job.tenant, job.key_id, job.cost, now)
+    take_limits(writes)
+  end
+  call('ZADD', 'fb:tenant:' .. job.tenant .. ':jobs', 'NX', call('HGET', key, 'created_ms'), id)
+  log_event(id, job.seq + 1, 'queued', job.attempt)
+  take_in(base, id, job.cost, job.band, job.tenant, known)
+  if deadline > 0 then
+    job.deadline = deadline
+    call('HSET', key, 'deadline_ms', deadline)
+    watch(base, id, job)
+  end
+  return put(base, 'RPUSH', id, job.band, job.tenant, now) - 1
 end

@@ -6,8 +6,9 @@
 
 local base, owner = KEYS[1], ARGV[1]
 local lease_ms, wanted = tonumber(ARGV[2]), tonumber(ARGV[3])
--- Most expired leases, due delays and parkings one claim sees to; the rest is left to the next one.
-local RECLAIMS, PROMOTIONS, PARKINGS = 16, 32, 32
+-- Most expired leases, due delays, passed deadlines and parkings one claim sees to; the rest is left
+-- to the next one.
+local RECLAIMS, PROMOTIONS, DEADLINES, PARKINGS = 16, 32, 32, 32
 
 if not (lease_ms and wanted and tonumber(ARGV[4]) and tonumber(ARGV[5])) then
   return redis.error_reply('ERR bad lease or limit')
@@ -16,9 +17,13 @@ end
 local now = now_ms()
 reclaim(base, now, RECLAIMS, ARGV[5])
 promote(base, now, PROMOTIONS)
+expire(base, now, DEADLINES)
 
 local clock, lag, head = {}, {}, {}
-local state = call('HMGET', base .. 's', 'taken', 'estimated', unpack(STATE))
+local state = call('HMGET', base .. 's', 'mode', 'taken', 'estimated', unpack(STATE))
+if table.remove(state, 1) == 'paused' then
+  return {}
+end
 local taken, estimated = tonumber(table.remove(state, 1) or 0), tonumber(table.remove(state, 1) or 0)
 -- The part of their cost that jobs take.
 local ratio = estimated > 0 and math.min(taken / estimated, 1) or 1
@@ -55,12 +60,12 @@ local function choose()
   return chosen
 end
 
-local claims, popped, parkings = {}, 0, 0
+local claims, popped, parkings, late = {}, 0, 0, 0
 for b = 1, #BANDS do
   look(b)
 end
 
-while wanted > 0 and parkings < PARKINGS do
+while wanted > 0 and parkings < PARKINGS and late < DEADLINES do
   local b = choose()
   if not b then
     break
@@ -82,8 +87,18 @@ while wanted > 0 and parkings < PARKINGS do
     for k = 1, #raw, 2 do
       at[raw[k]] = k + 1
     end
-    clock[b] = math.max(clock[b], vtime)
-    if at.cost then
+    local deadline = at.deadline_ms and tonumber(raw[at.deadline_ms])
+    if deadline then
+      call('ZREM', base .. 'e', id)
+    end
+    if not at.cost then
+      forget(base, id)
+    elseif deadline and deadline <= now then
+      count_down(base .. 'n', tenant)
+      overdue(base, id, read_job(id), now)
+      late = late + 1
+    else
+      clock[b] = math.max(clock[b], vtime)
       local charge = tonumber(raw[at.cost]) * ratio
       local total = 0
       for each = 1, #BANDS do
@@ -121,8 +136,6 @@ while wanted > 0 and parkings < PARKINGS do
       claims[#claims + 1] = id
       claims[#claims + 1] = raw
       wanted = wanted - 1
-    else
-      forget(base, id)
     end
     call('ZREM', base .. 'o:' .. band, id)
     popped = popped + 1

@@ -6,6 +6,17 @@
 -- ARGV[8…] further fields and values of the record (output, error, usage)
 -- Returns 1 done, or done before by this very attempt | 0 stale, nothing changed.
 
+-- A drain rate after this completion (broker/drain.py).
+local function drained(drain, now, since, tokens)
+  local jobs, sum, busy, at = 0, 0, 0, since
+  if drain then
+    jobs, sum, busy, at = struct.unpack('<dddd', drain)
+  end
+  local left = math.exp(-math.max(now - math.max(at, since), 0) / FADING_MS)
+  return struct.pack('<dddd', jobs * left + 1, sum * left + tokens,
+    busy * left + FADING_MS * (1 - left), math.max(now, at))
+end
+
 local base, id, attempt, status = KEYS[1], ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local taken = tonumber(ARGV[4])
 if not (attempt and taken and (status == 'completed' or status == 'failed'
@@ -18,6 +29,7 @@ if not job or leased ~= attempt then
   if job and tonumber(call('HGET', 'fb:job:' .. id, 'ended') or 0) == attempt then
     return 1
   end
+  count_stale(base)
   return 0
 end
 
@@ -25,13 +37,17 @@ local now = now_ms()
 local running = unlease(base, id, job.tenant)
 taken = math.max(taken, LEAST_TOKENS)
 settle(base, job.band, job.tenant, taken - charged, policy('weight', job.tenant, ARGV[5]))
+local own = 'd:' .. job.tenant
+local sums = call('HMGET', base .. 's', 'd', own, 'taken', 'estimated')
+local changed = {'d', drained(sums[1], now, job.since, taken),
+  own, drained(sums[2], now, job.since, taken)}
 if status == 'completed' then
-  local sums = call('HMGET', base .. 's', 'taken', 'estimated')
-  call('HSET', base .. 's', 'taken', tonumber(sums[1] or 0) * MEMORY + taken,
-    'estimated', tonumber(sums[2] or 0) * MEMORY + job.cost)
+  changed[5], changed[6] = 'taken', tonumber(sums[3] or 0) * MEMORY + taken
+  changed[7], changed[8] = 'estimated', tonumber(sums[4] or 0) * MEMORY + job.cost
 end
+call('HSET', base .. 's', unpack(changed))
 unpark(base, job.tenant, running, ARGV[6])
-finish(base, id, job, status, now, {'ended', attempt, unpack(ARGV, 8)})
+finish(base, id, job, status, now, {'ended', attempt, unpack(ARGV, 8)}, tonumber(ARGV[4]))
 if ARGV[7] ~= '' then
   bury(base, id, job, now, ARGV[7])
 end

@@ -25,6 +25,7 @@ for k = 1, #ARGV, 4 do
       call('APPEND', key .. ':text', text)
     end
   else
+    count_stale(base)
     stale[#stale + 1] = id
   end
 end

@@ -15,6 +15,7 @@ if not job or leased ~= attempt then
   if job and tonumber(call('HGET', 'fb:job:' .. id, 'released') or 0) == attempt then
     return 1
   end
+  count_stale(base)
   return 0
 end
 give_back(base, id, job, charged, now_ms(), delay, ARGV[4] == '1',

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Heals what no other script sees to: expired leases and due delays of a queue that nobody claims
+-- Heals what no other script sees to: expired leases, due delays and passed deadlines of a queue that nobody claims
 -- from, a lost bell, a cap raised by default, and ids found in no queue, delay or lease.
 -- KEYS[1] base `fb:{<queue>}:`
 -- ARGV[1] default cap  [2] ids to look at, about
@@ -9,6 +9,7 @@ local base = KEYS[1]
 local now = now_ms()
 local healed = reclaim(base, now, 64, ARGV[1])
 promote(base, now, 256)
+expire(base, now, 256)
 
 local scan = call('HSCAN', base .. 'j', call('HGET', base .. 's', 'cursor') or '0', 'COUNT', ARGV[2])
 call('HSET', base .. 's', 'cursor', scan[1])
@@ -22,6 +23,7 @@ for k = 1, #scan[2], 2 do
       call('HINCRBY', base .. 'n', tenant, 1)
       call('HSET', 'fb:job:' .. id, 'status', 'queued', 'seq', job.seq + 1)
       log_event(id, job.seq + 1, 'requeued', job.attempt)
+      watch(base, id, job)
       put(base, 'LPUSH', id, band, tenant, now)
       healed = healed + 1
     else
@@ -30,10 +32,20 @@ for k = 1, #scan[2], 2 do
   end
 end
 
+-- Rates of tenants that had nothing done for an hour are of no use.
+scan = call('HSCAN', base .. 's', call('HGET', base .. 's', 'drains') or '0', 'MATCH', 'd:*',
+  'COUNT', ARGV[2])
+call('HSET', base .. 's', 'drains', scan[1])
+for k = 1, #scan[2], 2 do
+  if select(4, struct.unpack('<dddd', scan[2][k + 1])) < now - 3600000 then
+    call('HDEL', base .. 's', scan[2][k])
+  end
+end
+
 for _, tenant in ipairs(call('SRANDMEMBER', base .. 'park', 16)) do
   unpark(base, tenant, tonumber(call('HGET', base .. 'if', tenant) or 0), ARGV[1])
 end
-for _, band in ipairs(BANDS) do
+for _, band in ipairs(mode_of(base) ~= 'paused' and BANDS or {}) do
   if call('EXISTS', base .. 'a:' .. band) == 1 then
     ring(base)
   end

@@ -6,12 +6,13 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import redis
 
 from broker.connections import connect, connect_async
+from broker.drain import Drain
 from broker.jobs import Claim, Event, NewJob, Outcome, Status, Usage
 from broker.memory import AsyncMemoryQueue, MemoryQueue
 from broker.policies import TenantPolicy
@@ -58,6 +59,8 @@ class Harness:
     queue: JobQueue
     #: Lets time pass for leases, delays and lifetimes.
     advance: Callable[[int], None]
+    #: The queue's own clock (ms).
+    now: Callable[[], int]
     #: The Redis behind it; None in memory.
     client: redis.Redis | None = None
 
@@ -108,12 +111,32 @@ def shift_redis_time(client: redis.Redis, milliseconds: int) -> None:
     """Let time pass by moving every deadline nearer: nothing in a test waits for a real clock."""
     for key in client.scan_iter("fb:*"):
         kind = key.rsplit(b":", 1)[-1]
-        if kind in (b"l", b"d") or b"}:o:" in key:
+        if kind in (b"l", b"d", b"e") or b"}:o:" in key:
             for member, score in client.zrange(key, 0, -1, withscores=True):
                 client.zadd(key, {member: score - milliseconds})
+        elif key.startswith(b"fb:{") and kind == b"s":
+            _shift_drains(client, key, milliseconds)
+        elif key.startswith(b"fb:limit:"):
+            for name, at in client.hgetall(key).items():
+                client.hset(key, name, repr(float(at) - milliseconds))
+        elif key.startswith(b"fb:job:") and key.count(b":") == 2:
+            times = client.hmget(key, "deadline_ms", "queued_ms", "created_ms")
+            if times[0]:
+                client.hincrby(key, "deadline_ms", -milliseconds)
+            # Since when it waits; when it was created stays as it was told.
+            client.hset(key, "queued_ms", int(times[1] or times[2]) - milliseconds)
         left = client.pttl(key)
         if left > 0 and b":tenant:" not in key:
             client.pexpire(key, max(left - milliseconds, 0))
+
+
+def _shift_drains(client: redis.Redis, key: bytes, milliseconds: int) -> None:
+    for name, sums in client.hgetall(key).items():
+        if name == b"d" or name.startswith(b"d:"):
+            drain = Drain.unpack(sums)
+            assert drain is not None
+            there = replace(drain, at_ms=drain.at_ms - milliseconds)
+            client.hset(key, name, there.pack())
 
 
 @contextmanager
@@ -138,6 +161,7 @@ def opened(kind: str, url: str | None, queue_settings: QueueSettings) -> Iterato
         if url is None:
             clock = ManualClock()
             queue = MemoryQueue(queue_settings, clock)
+            now: Callable[[], int] = clock
 
             def advance(milliseconds: int) -> None:
                 clock.now += milliseconds
@@ -149,6 +173,10 @@ def opened(kind: str, url: str | None, queue_settings: QueueSettings) -> Iterato
 
             def advance(milliseconds: int) -> None:
                 shift_redis_time(behind, milliseconds)
+
+            def now() -> int:
+                seconds, micros = behind.time()
+                return int(seconds * 1000 + micros // 1000)
 
             redis_settings = RedisSettings(url=url)
             if not kind.endswith("-async"):
@@ -166,4 +194,4 @@ def opened(kind: str, url: str | None, queue_settings: QueueSettings) -> Iterato
                 )
                 queue = AsyncRedisQueue(async_client, queue_settings)
             queue = OverLoop(queue, loop)
-        yield Harness(queue, advance, client)
+        yield Harness(queue, advance, now, client)

@@ -45,6 +45,9 @@ def check(client: redis.Redis, queue: str) -> None:
                 _, job_band, owner = jobs[job_id].split("|", 2)
                 assert (job_band, owner) == (band, tenant)
 
+    bounded = _names(client.zrange(base + "e", 0, -1))
+    assert bounded <= queued | delayed
+
     assert not queued & leases
     assert not queued & delayed
     assert not leases & delayed
@@ -62,8 +65,17 @@ def check(client: redis.Redis, queue: str) -> None:
     }
     assert totals == dict(waiting + running)
     assert client.llen(queue) == len(queued), "the mirror tells another depth"
-    assert client.llen(base + "bell") == 1 or not eligible, "work waits and the bell is silent"
+    paused = client.hget(base + "s", "mode") == b"paused"
+    assert client.llen(base + "bell") == 1 or not eligible or paused, (
+        "work waits and the bell is silent"
+    )
     assert client.llen(base + "bell") <= 1
+
+    letters = [
+        (entry.decode(), fields[b"id"].decode()) for entry, fields in client.xrange(base + "dead")
+    ]
+    assert len(letters) <= 1_000
+    assert len({job_id for _, job_id in letters}) == len(letters)
 
     keys = sorted(key.decode() for key in client.scan_iter("fb:job:*", count=1_000))
     records = [key for key in keys if key.count(":") == 2]
@@ -82,6 +94,10 @@ def check(client: redis.Redis, queue: str) -> None:
             assert (status is Status.QUEUED) == (job_id in queued | delayed)
             assert (status is Status.CANCELLING) == (job_id in cancel)
             assert (status in TERMINAL) == (job_id not in jobs)
+            if b"letter" in raw:
+                assert status is Status.FAILED
+                assert (raw[b"letter"].decode(), job_id) in letters or len(letters) == 1_000
+            assert (job_id in bounded) == (status is Status.QUEUED and b"deadline_ms" in raw)
             _check_log(status, int(raw[b"seq"]), log)
             for lifetime in lifetimes:
                 absent = lifetime == -2
@@ -92,10 +108,13 @@ def _check_log(status: Status, last: int, lines: list[bytes]) -> None:
     log = [orjson.loads(line) for line in lines]
     assert [event["seq"] for event in log] == list(range(last - len(log) + 1, last + 1))
     kinds = [EventType(event["type"]) for event in log]
-    ends = [kind for kind in kinds if kind.is_terminal]
-    assert len(ends) == (status in TERMINAL), "not exactly one terminal event"
-    if ends:
-        assert kinds[-1] == ends[0] == f"job.{status}"
+    ends = [place for place, kind in enumerate(kinds) if kind.is_terminal]
+    for place in ends:
+        if place == len(kinds) - 1:
+            assert kinds[place] == f"job.{status}", "the last event tells another end"
+        else:
+            assert kinds[place + 1] is EventType.QUEUED, "something came after the end"
+    assert (status in TERMINAL) == bool(kinds and kinds[-1].is_terminal)
 
 
 def _names(raw: object) -> set[str]:

@@ -25,7 +25,7 @@ def test_a_job_keeps_what_it_was_given(harness: Harness) -> None:
         result_ttl_s=60,
         request_id="req_1",
     )
-    assert harness.queue.enqueue(new) == 0
+    assert harness.queue.enqueue(new).position == 0
     job = harness.queue.get(new.id)
     assert (job.id, job.tenant, job.key_id, job.model) == (new.id, "acme", "key_1", MODEL)
     assert (job.endpoint, job.band, job.cost) == (new.endpoint, Band.STANDARD, 77)
@@ -38,10 +38,10 @@ def test_a_job_keeps_what_it_was_given(harness: Harness) -> None:
 
 
 def test_position_counts_the_tenants_jobs_in_its_band(harness: Harness) -> None:
-    assert harness.queue.enqueue(new_job("a")) == 0
-    assert harness.queue.enqueue(new_job("a")) == 1
-    assert harness.queue.enqueue(new_job("a", band=Band.BATCH)) == 0
-    assert harness.queue.enqueue(new_job("b")) == 0
+    assert harness.queue.enqueue(new_job("a")).position == 0
+    assert harness.queue.enqueue(new_job("a")).position == 1
+    assert harness.queue.enqueue(new_job("a", band=Band.BATCH)).position == 0
+    assert harness.queue.enqueue(new_job("b")).position == 0
 
 
 def test_the_same_id_twice_is_refused_and_changes_nothing(harness: Harness) -> None:

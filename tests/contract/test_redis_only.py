@@ -12,9 +12,16 @@ import redis
 from structlog.testing import capture_logs
 
 from broker import keys
-from broker.connections import check_server, connect, connect_async
-from broker.errors import BrokerUnavailableError, JobNotFoundError, QueueFullError
-from broker.jobs import Band, Delta, NewJob, Outcome, Status, Usage
+from broker.connections import SCHEMA_VERSION, check_server, connect, connect_async
+from broker.errors import (
+    BrokerUnavailableError,
+    JobNotFoundError,
+    QueueFullError,
+    RateLimitedError,
+    SchemaVersionError,
+)
+from broker.jobs import Accepted, Band, Delta, NewJob, Outcome, Status, Usage
+from broker.limits import RateLimits
 from broker.redis_queue import AsyncRedisQueue, RedisQueue
 from config.settings import Redis as RedisSettings
 from tests.conftest import free_port
@@ -51,7 +58,7 @@ async def test_many_async_calls_after_the_server_forgot_its_scripts(broker_url: 
     queue = AsyncRedisQueue(client, settings())
     jobs = [new_job() for _ in range(300)]
     positions = await asyncio.gather(*map(queue.enqueue, jobs))
-    assert sorted(positions) == list(range(300))
+    assert sorted(each.position for each in positions) == list(range(300))
     await client.script_flush()
     read = await asyncio.gather(*(queue.get(job.id) for job in jobs), queue.stats(MODEL))
     assert [job.id for job in read[:-1]] == [job.id for job in jobs]
@@ -68,7 +75,7 @@ async def test_one_bad_call_does_not_touch_the_others_of_its_batch(broker_url: s
         return_exceptions=True,
     )
     kinds = [type(answer) for answer in answers]
-    assert kinds == [int, int, QueueFullError, QueueFullError, JobNotFoundError, int]
+    assert kinds == [Accepted, Accepted, QueueFullError, QueueFullError, JobNotFoundError, Accepted]
     await client.aclose()
 
 
@@ -82,7 +89,7 @@ async def test_a_caller_that_gives_up_leaves_the_others_their_answers(broker_url
         task.cancel()
     answers = await asyncio.gather(*tasks, return_exceptions=True)
     assert all(isinstance(answer, asyncio.CancelledError) for answer in answers[::2])
-    assert all(isinstance(answer, int) for answer in answers[1::2])
+    assert all(isinstance(answer, Accepted) for answer in answers[1::2])
     await client.aclose()
 
 
@@ -102,6 +109,42 @@ def test_threads_share_a_queue(desk: Harness) -> None:
     for claim in desk.claim(200):
         done.append(desk.finish(claim))
     assert done == [True] * 200
+
+
+def test_a_limit_holds_exactly_however_many_processes_submit(
+    desk: Harness, broker_url: str
+) -> None:
+    def submit() -> None:
+        client = connect(RedisSettings(url=broker_url))
+        queue = RedisQueue(client, settings())
+        for _ in range(40):
+            try:
+                queue.enqueue(new_job("a", limits=limits))
+            except RateLimitedError:
+                refused.append(1)
+        client.close()
+
+    limits = RateLimits(requests_per_minute=50, tokens_per_minute=1_000_000)
+    refused: list[int] = []
+    threads = [threading.Thread(target=submit) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    # One is paid off every 1.2 s.
+    assert 50 <= desk.queue.stats(MODEL).depth <= 52
+    assert len(refused) == 160 - desk.queue.stats(MODEL).depth
+
+
+def test_limits_leave_nothing_behind(desk: Harness) -> None:
+    limits = RateLimits(requests_per_minute=50, tokens_per_minute=1_000_000)
+    desk.submit(limits=limits, key_id="k", key_limits=limits)
+    for key in (keys.limits("t", "acme"), keys.limits("k", "k")):
+        assert 0 < behind(desk).pttl(key) < 62_000
+    desk.finish(desk.claim_one())
+    desk.advance(120_000)
+    for key in (keys.limits("t", "acme"), keys.limits("k", "k")):
+        assert not behind(desk).exists(key)
 
 
 def test_the_claim_command_sent_by_hand(desk: Harness) -> None:
@@ -292,6 +335,27 @@ def test_a_fit_server_passes_and_an_evicting_one_is_warned_of(desk: Harness) -> 
     assert [line["event"] for line in lines] == ["redis_may_evict_jobs"]
 
 
+def test_a_server_with_data_of_another_major_version_is_refused(desk: Harness) -> None:
+    client = behind(desk)
+    check_server(client)
+    assert client.get(keys.SCHEMA) == SCHEMA_VERSION.encode()
+    client.set(keys.SCHEMA, "7.1")
+    with pytest.raises(SchemaVersionError, match=r"has schema version 7\.1"):
+        check_server(client)
+
+
+def test_a_paused_queue_does_not_keep_workers_awake(desk: Harness) -> None:
+    desk.queue.pause(MODEL)
+    desk.submit()
+    bell = keys.bell(MODEL)
+    behind(desk).delete(bell)
+    assert desk.claim() == []
+    desk.queue.sweep(MODEL)
+    assert behind(desk).llen(bell) == 0
+    desk.queue.resume(MODEL)
+    assert behind(desk).llen(bell) == 1
+
+
 def test_a_connection_that_broke_is_replaced_and_the_call_repeated(
     desk: Harness, broker_url: str
 ) -> None:
@@ -299,7 +363,7 @@ def test_a_connection_that_broke_is_replaced_and_the_call_repeated(
     queue = RedisQueue(client, settings())
     queue.ping()
     behind(desk).client_kill_filter(_type="normal", skipme=True)
-    assert queue.enqueue(new_job()) == 0
+    assert queue.enqueue(new_job()).position == 0
     client.close()
 
 
@@ -319,8 +383,30 @@ def test_a_repeat_of_our_own_is_no_duplicate(
 
     desk.submit()
     monkeypatch.setattr(desk.queue, "_send", lossy)
-    assert desk.queue.enqueue(new_job()) == 1
+    assert desk.queue.enqueue(new_job()).position == 1
     assert desk.queue.stats(MODEL).depth == 2
+
+
+@pytest.mark.parametrize("failure", [redis.ConnectionError("lost"), redis.TimeoutError("late")])
+def test_the_job_is_found_after_a_crash_between_accept_and_answer(
+    desk: Harness, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    """The server took the job; no answer came, on this connection or on the next."""
+    assert isinstance(desk.queue, RedisQueue)
+    first, again = new_job(idempotency_key="k"), new_job(idempotency_key="k")
+    send = desk.queue._send
+
+    def cut(commands: object) -> None:
+        send(commands)  # type: ignore[arg-type]
+        raise failure
+
+    with monkeypatch.context() as patch:
+        patch.setattr(desk.queue, "_send", cut)
+        with pytest.raises(BrokerUnavailableError):
+            desk.queue.enqueue(first)
+    found = desk.queue.enqueue(again)
+    assert (found.job_id, found.replayed) == (first.id, True)
+    assert desk.queue.stats(MODEL).depth == 1
 
 
 def test_a_cap_published_for_all_is_seen_by_the_sweep(desk: Harness) -> None:
@@ -341,3 +427,15 @@ def test_large_bodies_and_outputs(desk: Harness) -> None:
     outcome = Outcome(status=Status.COMPLETED, output=body, usage=Usage(output_tokens=1))
     assert desk.queue.complete(claim, outcome)
     assert desk.queue.get(job_id).output == body
+
+
+def test_a_sweep_forgets_rates_of_tenants_long_gone(desk: Harness) -> None:
+    for tenant in ("gone", "here"):
+        desk.submit(tenant)
+        desk.finish(desk.claim_one())
+        desk.advance(3_500_000 if tenant == "gone" else 200_000)
+    desk.queue.sweep(MODEL)
+    fields = behind(desk).hkeys(BASE + "s")
+    assert b"d:here" in fields
+    assert b"d" in fields
+    assert b"d:gone" not in fields

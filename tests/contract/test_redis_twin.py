@@ -6,6 +6,7 @@ Time in Redis is its own clock, so each step first sets the deadlines there to t
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -22,8 +23,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from broker import keys
+from broker.drain import Drain
 from broker.errors import QueueFullError
-from broker.jobs import BANDS, Claim, Delta, NewJob, Outcome, Status, Usage
+from broker.jobs import BANDS, Accepted, Claim, Delta, NewJob, Outcome, Status, Usage
 from broker.memory import MemoryQueue
 from broker.policies import TenantPolicy
 from broker.queue import JobQueue
@@ -40,6 +43,8 @@ JOBS = st.fixed_dictionaries(
         "cost": st.integers(1, 2_000),
         "delay_ms": st.sampled_from([0, 0, 0, 5_000]),
         "max_attempts": st.integers(1, 3),
+        #: From now on; 0 is without one.
+        "deadline_ms": st.sampled_from([0, 0, 2_000, 8_000]),
     }
 )
 SETTINGS = queue_settings(default_max_queued=8, max_queued_total=20, default_max_in_flight=3)
@@ -83,6 +88,21 @@ class Twins(RuleBasedStateMachine):
             self.client.zadd(BASE + "l", {job_id: lease.deadline_ms + offset})
         for job_id, due in state.delayed.items():
             self.client.zadd(BASE + "d", {job_id: due + offset})
+        for name, drain in state.drains.items():
+            field = "d" if name is None else f"d:{name}"
+            there = replace(drain, at_ms=drain.at_ms + offset)
+            self.client.hset(BASE + "s", field, there.pack())
+        for since in state.since.values():
+            for job_id, moment in since.items():
+                band = self.memory.get(job_id).band
+                self.client.zadd(f"{BASE}o:{band}", {job_id: moment + offset})
+        for job_id in self.ids:
+            since_ms = self.memory._records[job_id].since_ms
+            self.client.hset(keys.job(job_id), "queued_ms", since_ms + offset)
+            deadline = self.memory.get(job_id).deadline_ms
+            if deadline:
+                self.client.hset(keys.job(job_id), "deadline_ms", deadline + offset)
+                self.client.zadd(BASE + "e", {job_id: deadline + offset}, xx=True)
 
     @initialize(jobs=st.lists(JOBS, min_size=5, max_size=12))
     def begin(self, jobs: list[dict[str, Any]]) -> None:
@@ -94,8 +114,9 @@ class Twins(RuleBasedStateMachine):
 
     def enqueue(self, jobs: list[dict[str, Any]]) -> None:
         for fields in jobs:
-            job = new_job(**fields)
-            if isinstance(self.both(partial(_enqueue, job)), int):
+            deadline = fields["deadline_ms"]
+            job = new_job(**{**fields, "deadline_ms": deadline and self.clock.now + deadline})
+            if isinstance(self.both(partial(_enqueue, job)), Accepted):
                 self.ids.append(job.id)
 
     @rule(limit=st.integers(1, 4), owner=st.sampled_from(["w1", "w2"]))
@@ -175,7 +196,16 @@ class Twins(RuleBasedStateMachine):
         state = self.memory._queues.get(MODEL)
         if state is None:
             return
-        raw = {key.decode(): float(value) for key, value in self.client.hgetall(BASE + "s").items()}
+        kept = {key.decode(): value for key, value in self.client.hgetall(BASE + "s").items()}
+        drains = {name: value for name, value in kept.items() if name.split(":")[0] == "d"}
+        raw = {name: float(value) for name, value in kept.items() if name not in drains}
+        for name, twin_drain in state.drains.items():
+            drain = Drain.unpack(drains.pop("d" if name is None else f"d:{name}"))
+            assert drain is not None
+            assert drain.jobs == pytest.approx(twin_drain.jobs, rel=0.02)
+            assert drain.tokens == pytest.approx(twin_drain.tokens, rel=0.02)
+            assert drain.busy_ms == pytest.approx(twin_drain.busy_ms, rel=0.02, abs=200)
+        assert not drains
         fair = state.fair
         assert (raw.get("taken", 0.0), raw.get("estimated", 0.0)) == (fair.taken, fair.estimated)
         for band, twin in fair.bands.items():
@@ -215,7 +245,7 @@ class Twins(RuleBasedStateMachine):
         super().teardown()
 
 
-def _enqueue(job: NewJob, queue: JobQueue) -> int:
+def _enqueue(job: NewJob, queue: JobQueue) -> Accepted:
     return queue.enqueue(job)
 
 

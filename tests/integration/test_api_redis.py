@@ -6,19 +6,14 @@ import asyncio
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 
 import orjson
 import pytest
 import redis
 
-from broker.async_queue import AsyncRedisQueue
-from broker.connections import connect, connect_async
 from broker.jobs import Delta, Status
-from broker.redis_queue import RedisQueue
-from broker.results import EventHub
 from config.settings import Settings, load
-from tests.apiserver import Api, chat, eventually, job, serving
+from tests.apiserver import Api, chat, eventually, job, running
 from tests.conftest import free_port
 
 
@@ -57,19 +52,6 @@ def server(valkey_binary: str) -> Iterator[Server]:
         yield server
         if server.running:
             server.kill()
-
-
-@asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[Api]:
-    client = connect(settings.redis)
-    async with connect_async(settings.redis) as async_client:
-        hub = EventHub(async_client)
-        await hub.start()
-        queue = AsyncRedisQueue(async_client, settings.queue)
-        async with serving(settings, RedisQueue(client, settings.queue), queue, hub) as api:
-            yield api
-        await hub.stop()
-    client.close()
 
 
 def _settings(url: str) -> Settings:

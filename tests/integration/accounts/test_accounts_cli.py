@@ -67,11 +67,12 @@ def failed(done: subprocess.CompletedProcess[str], code: int) -> str:
 def test_from_an_empty_database_to_a_revoked_key(forebay: Run, valkey: str) -> None:
     assert "forebay db upgrade" in failed(forebay("tenants", "list"), 1)
     upgraded = forebay("db", "upgrade", "--json")
-    assert json.loads(upgraded.stdout) == {"from": None, "to": "0001"}
+    assert json.loads(upgraded.stdout) == {"from": None, "to": "0002"}
     assert "already" in forebay("db", "upgrade").stdout
 
-    created = forebay("tenants", "create", "acme", "--weight", "2.5", "--json")
+    created = forebay("tenants", "create", "acme", "--weight", "2.5", "--max-jobs", "5", "--json")
     tenant = json.loads(created.stdout)
+    assert (tenant["max_jobs"], tenant["requests_per_minute"]) == (5, 0)
     assert (tenant["name"], tenant["weight"], tenant["priority"]) == ("acme", 2.5, "interactive")
     with redis.Redis.from_url(valkey) as client:
         assert float(client.hget(POLICY_WEIGHT, tenant["id"]) or 0) == 2.5
@@ -80,6 +81,8 @@ def test_from_an_empty_database_to_a_revoked_key(forebay: Run, valkey: str) -> N
     assert json.loads(changed.stdout)["priority"] == "batch"
     assert json.loads(changed.stdout)["disabled_at"] is not None
     assert "disabled" in forebay("tenants", "list").stdout
+    forebay("tenants", "set", "acme", "--tokens-per-minute", "9000", "--max-jobs", "0")
+    assert "9,000 tok/min" in forebay("tenants", "list").stdout
     forebay("tenants", "set", "acme", "--enable")
 
     made = forebay("keys", "create", "acme", "--name", "[red]ci", "--expires", "30d", "--json")
@@ -88,7 +91,8 @@ def test_from_an_empty_database_to_a_revoked_key(forebay: Run, valkey: str) -> N
     life = datetime.fromisoformat(key["expires_at"]) - datetime.fromisoformat(key["created_at"])
     assert life == timedelta(days=30)
 
-    plain = forebay("keys", "create", "acme")
+    plain = forebay("keys", "create", "acme", "--requests-per-minute", "60")
+    assert "60 req/min" in forebay("keys", "list", "acme").stdout
     assert keys.has_checksum(plain.stdout.strip())
     assert plain.stdout.strip() not in plain.stderr
 

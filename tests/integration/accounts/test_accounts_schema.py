@@ -20,7 +20,11 @@ from sqlalchemy.exc import IntegrityError
 from api.accounts import schema
 from api.accounts.database import make_engine, reading, writing
 from api.accounts.errors import DatabaseUnavailableError, SchemaError
+from api.accounts.store import AccountStore
 from api.accounts.tables import Base
+from broker.jobs import Band
+from broker.limits import NO_LIMITS
+from broker.policies import TenantPolicy
 from config.settings import Database, SettingsError
 
 
@@ -94,6 +98,41 @@ def test_downgrade_removes_what_upgrade_made(engine: Engine) -> None:
         command.downgrade(config, "base")
     with reading(engine) as connection:
         assert inspect(connection).get_table_names() == ["alembic_version"]
+
+
+def test_accounts_survive_the_way_up_and_down(engine: Engine) -> None:
+    store = AccountStore(engine)
+
+    def migrate(to: str) -> None:
+        with writing(engine) as connection:
+            config = schema._config()
+            config.attributes["connection"] = connection
+            (command.upgrade if to == "head" else command.downgrade)(config, to)
+
+    migrate("0001")
+    with writing(engine) as connection:
+        connection.execute(
+            text(
+                "INSERT INTO tenants (id, name, weight, max_in_flight, max_queued,"
+                " default_priority, created_at, updated_at)"
+                " VALUES ('ten_x', 't', 2, 3, 4, 'batch', '2026-01-01', '2026-01-01')"
+            )
+        )
+        connection.execute(
+            text(
+                "INSERT INTO api_keys (id, tenant_id, name, prefix, digest, pepper_version, scopes,"
+                " created_at) VALUES ('key_x', 'ten_x', '', '', '', 1, 'jobs', '2026-01-01')"
+            )
+        )
+    migrate("head")
+    assert store.tenant("t").policy == TenantPolicy(
+        weight=2, max_in_flight=3, max_queued=4, default_band=Band.BATCH
+    )
+    (key,) = store.keys()
+    assert (key.id, key.limits) == ("key_x", NO_LIMITS)
+    migrate("0001")
+    with reading(engine) as connection:
+        assert connection.scalar(text("SELECT count(*) FROM api_keys")) == 1
 
 
 def test_the_database_itself_refuses_bad_policies(engine: Engine) -> None:
@@ -186,4 +225,4 @@ def test_migrations_work_from_an_installed_package(tmp_path: Path) -> None:
         text=True,
     )
     assert done.stdout.startswith(str(installed))
-    assert "(None, '0001')" in done.stdout
+    assert "(None, '0002')" in done.stdout

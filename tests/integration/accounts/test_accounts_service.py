@@ -21,6 +21,7 @@ from api.auth import keys
 from broker.errors import BrokerError
 from broker.jobs import Band
 from broker.keys import ACCOUNTS_CHANNEL, POLICY_CAP, POLICY_MAX_QUEUED, POLICY_WEIGHT
+from broker.limits import RateLimits
 from broker.policies import TenantPolicy
 from config.settings import Auth, Redis, Settings, SettingsError
 
@@ -52,6 +53,20 @@ def test_what_is_not_given_comes_from_the_settings(
     assert made.policy.weight == settings.queue.default_weight
     assert made.policy.max_in_flight == settings.queue.default_max_in_flight
     assert made.policy.max_queued == settings.queue.default_max_queued
+
+
+def test_limits_are_set_and_taken_away(service: AccountsService) -> None:
+    limits = {"requests_per_minute": 60, "tokens_per_minute": 9000, "max_jobs": 5}
+    made = service.create_tenant("acme", **limits)
+    assert made.policy.limits == RateLimits(**limits)
+    assert service.set_tenant("acme", tokens_per_minute=0).policy.limits == RateLimits(
+        requests_per_minute=60, max_jobs=5
+    )
+    key = service.create_key("acme", requests_per_minute=6, tokens_per_minute=90).key
+    assert key.limits == RateLimits(requests_per_minute=6, tokens_per_minute=90)
+    assert service.list_keys() == [key]
+    with pytest.raises(InvalidAccountError):
+        service.create_key("acme", requests_per_minute=-1)
 
 
 def test_set_changes_what_is_given_and_nothing_else(service: AccountsService) -> None:
@@ -99,6 +114,9 @@ BAD_POLICIES: tuple[dict[str, Any], ...] = (
     {"max_in_flight": 10**12},
     {"max_queued": 0},
     {"max_queued": -5},
+    {"requests_per_minute": -1},
+    {"tokens_per_minute": 10**12},
+    {"max_jobs": -1},
 )
 
 

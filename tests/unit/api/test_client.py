@@ -126,23 +126,38 @@ async def test_a_refusal_for_good_is_not_repeated(client: Client, fake: Fake) ->
     assert len(fake.requests) == 1
 
 
+async def test_a_submit_whose_answer_is_missing_is_repeated_with_its_key(
+    client: Client, fake: Fake
+) -> None:
+    fake.breaks()
+    fake.refuses(502, "")
+    fake.refuses(504, "")
+    fake.says(JOB, 202)
+    assert (await client.submit("/v1/x", {}, deadline=1_800_000_000)).id == "job_1"
+    assert len(fake.requests) == 4
+    assert len({request.headers["Idempotency-Key"] for request in fake.requests}) == 1
+    assert len(set(fake.bodies)) == 1
+    assert json.loads(fake.bodies[0])["deadline"] == 1_800_000_000
+    fake.breaks()
+    fake.says({"choices": []})
+    await client.post("/v1/chat/completions", {}, idempotency_key="mine")
+    assert fake.requests[-1].headers["Idempotency-Key"] == "mine"
+
+
 @pytest.mark.parametrize("status", [502, 504])
-async def test_a_submit_that_may_have_been_taken_is_not_repeated(
+async def test_a_call_without_a_key_that_may_have_been_taken_is_not_repeated(
     client: Client, fake: Fake, status: int
 ) -> None:
     fake.refuses(status, "")
     with pytest.raises(ApiError):
-        await client.submit("/v1/x", {})
-    fake.breaks()
-    with pytest.raises(ConnectionFailedError, match="may have been"):
-        await client.submit("/v1/x", {})
+        await client.chat("m", [])
     fake.breaks()
     with pytest.raises(ConnectionFailedError, match="may have been"):
         await client.chat("m", [])
-    assert len(fake.requests) == 3
+    assert len(fake.requests) == 2
 
 
-async def test_a_submit_without_an_answer_in_time_is_not_repeated(fake: Fake) -> None:
+async def test_a_call_without_an_answer_in_time_is_not_repeated(fake: Fake) -> None:
     forever = asyncio.Event()
 
     async def silent(_: web.Request) -> web.StreamResponse:
@@ -155,7 +170,7 @@ async def test_a_submit_without_an_answer_in_time_is_not_repeated(fake: Fake) ->
     async with TestServer(app) as server:
         async with Client(str(server.make_url("/")), "k", timeout_s=0.2) as client:
             with pytest.raises(ConnectionFailedError, match="may have been"):
-                await client.submit("/v1/x", {})
+                await client.chat("m", [])
         forever.set()
     assert len(fake.requests) == 1
 

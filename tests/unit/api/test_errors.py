@@ -100,7 +100,7 @@ def test_the_wait_of_a_caller_is_at_least_a_second() -> None:
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (QueueFullError("tenant", 5), "queue_full"),
+        (QueueFullError("tenant", 5, 1_000), "queue_full"),
         (BrokerUnavailableError("redis://secret"), "broker_unavailable"),
         (JobNotFoundError("job_x"), "job_not_found"),
         (DuplicateJobError("job_x"), "internal_error"),

@@ -52,7 +52,7 @@ async def test_submit_answers_202_with_the_job(api: Api) -> None:
     assert response.headers["Retry-After"] == "1"
     assert body["status"] == "queued"
     assert (body["priority"], body["metadata"], body["max_attempts"]) == ("batch", {"k": "v"}, 2)
-    assert body["queue"] == {"position": 0}
+    assert body["queue"] == {"position": 0, "estimated_start_ms": None}
     record = api.queue.get(body["id"])
     assert (record.tenant, record.key_id, record.result_ttl_s) == ("ten_a", "key_a", 60)
     assert record.cost == len(record.body) // 4 + 256

@@ -261,7 +261,17 @@ def test_bad_embedding_inputs(value: Any, param: str) -> None:
         ({"endpoint": ["/v1/embeddings"]}, "invalid_request", "endpoint"),
         ({"body": None}, "invalid_request", "body"),
         ({"body": GOOD | {"max_tokens": 0}}, "invalid_request", "body.max_tokens"),
-        ({"deadline": 5}, "unsupported_parameter", "deadline"),
+        ({"deadline": 30}, "invalid_request", "deadline"),
+        ({"deadline": 1_800_000_000_000}, "invalid_request", "deadline"),
+        ({"deadline": True}, "invalid_request", "deadline"),
+        ({"deadline": "tomorrow"}, "invalid_request", "deadline"),
+        ({"deadline": "2027-01-31"}, "invalid_request", "deadline"),
+        ({"deadline": "2027-01-31T12:00:00"}, "invalid_request", "deadline"),
+        ({"deadline": "9999-12-31T23:59:59Z"}, "invalid_request", "deadline"),
+        ({"execution_timeout": 0}, "invalid_request", "execution_timeout"),
+        ({"execution_timeout": 86_401}, "invalid_request", "execution_timeout"),
+        ({"delay": -1}, "invalid_request", "delay"),
+        ({"delay": 604_801}, "invalid_request", "delay"),
         ({"webhook": {}}, "unsupported_parameter", "webhook"),
         ({"[x]": 5}, "unsupported_parameter", "[x]"),
         ({"ttl": 0}, "invalid_request", "ttl"),
@@ -273,6 +283,15 @@ def test_bad_embedding_inputs(value: Any, param: str) -> None:
 def test_bad_submissions(changes: dict[str, Any], code: str, param: str) -> None:
     payload = {"endpoint": "/v1/chat/completions", "body": GOOD} | changes
     assert _refusal(json.dumps(payload).encode(), SUBMISSION)[:2] == (code, param)
+
+
+@pytest.mark.parametrize(
+    "deadline",
+    [1_800_000_000, 1_800_000_000.0, "2027-01-15T08:00:00Z", "2027-01-15T09:30:00+01:30"],
+)
+def test_a_deadline_is_a_moment(deadline: Any) -> None:
+    payload = {"endpoint": "/v1/chat/completions", "body": GOOD, "deadline": deadline}
+    assert parse(SUBMISSION, json.dumps(payload).encode()).deadline == 1_800_000_000
 
 
 def test_no_message_repeats_what_was_sent() -> None:

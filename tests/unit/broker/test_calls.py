@@ -6,9 +6,19 @@ from typing import Any
 
 import pytest
 
-from broker.calls import Call, Calls, Listing
-from broker.errors import DuplicateJobError, JobNotFoundError, QueueFullError
+from broker.call import Call
+from broker.calls import Calls
+from broker.errors import (
+    DuplicateJobError,
+    IdempotencyConflictError,
+    JobNotFoundError,
+    OverloadedError,
+    QueueFullError,
+    RateLimitedError,
+)
 from broker.jobs import Delta, Event, EventType, NewJob, Status
+from broker.limits import RateLimits
+from broker.reading_calls import Listing
 from broker.wire import decode_event, pack
 from config.settings import Queue
 
@@ -36,13 +46,49 @@ def test_an_enum_is_sent_as_its_value() -> None:
 
 def test_answers_to_an_enqueue() -> None:
     call = CALLS.enqueue(_new())
-    assert _answer(call, [0, 3]) == 3
+    assert _answer(call, [0, 3, 5, []]).position == 3
     with pytest.raises(DuplicateJobError):
-        _answer(call, [1, 3])
-    assert _answer(call, [1, 3], repeated=True) == 3
+        _answer(call, [1, 3, 5, []])
+    assert _answer(call, [1, 3, 5, []], repeated=True).position == 3
+    replay = _answer(call, [4, 0, 5, [], b"job_first"])
+    assert (replay.job_id, replay.replayed) == ("job_first", True)
+    with pytest.raises(IdempotencyConflictError, match="job_first"):
+        _answer(call, [5, b"job_first"])
+    outlook = [5, None, None, 5, 5, [0, 0, 0], 0, 0, [None, None]]
     for code, scope in ((2, "tenant"), (3, "model")):
-        with pytest.raises(QueueFullError, match=f"{scope} queue is full \\(9 jobs\\)"):
-            _answer(call, [code, 9])
+        with pytest.raises(QueueFullError, match=f"{scope} queue is full \\(9 jobs\\)") as full:
+            _answer(call, [code, 9, outlook, 9, b"batch"])
+        assert isinstance(full.value, OverloadedError) == (scope == "model")
+        assert full.value.retry_after_ms == 5_000
+
+
+def test_a_limit_that_is_reached() -> None:
+    meters = [3, b"120000.0", 0, b"", 0, b"", 500, b""]
+    with pytest.raises(RateLimitedError) as limited:
+        _answer(CALLS.enqueue(_new()), [7, 4, 1_500, 500, 90_000, meters, [], b"batch"])
+    error = limited.value
+    assert (error.scope, error.kind, error.limit, error.retry_after_ms) == (
+        "key",
+        "tokens",
+        500,
+        1_500,
+    )
+    assert [(each.scope, each.kind, each.remaining) for each in error.limits] == [
+        ("tenant", "requests", 1),
+        ("key", "tokens", 500),
+    ]
+
+
+def test_limits_are_sent_only_when_there_are_any() -> None:
+    def sent(**fields: Any) -> object:
+        (command,) = CALLS.enqueue(_new(**fields)).commands
+        return command[3 + 12]
+
+    limits = RateLimits(requests_per_minute=1, tokens_per_minute=2, max_jobs=3)
+    assert sent() == ""
+    assert sent(limits=limits) == "1|2|3|0|0"
+    assert sent(key_id="k", key_limits=limits) == "0|0|0|1|2"
+    assert sent(key_limits=limits) == "", "limits of a key need a key"
 
 
 def test_what_a_job_does_not_have_is_not_sent() -> None:

@@ -15,8 +15,9 @@ from redis.exceptions import (
     ResponseError,
 )
 
-from broker.connections import check_server, connect, connect_async, translate
-from broker.errors import BrokerError, BrokerUnavailableError
+from broker import keys
+from broker.connections import SCHEMA_VERSION, check_server, connect, connect_async, translate
+from broker.errors import BrokerError, BrokerUnavailableError, SchemaVersionError
 from config.settings import Redis
 
 FIT = {
@@ -29,11 +30,20 @@ FIT = {
 
 
 class _Server:
-    def __init__(self, **info: Any) -> None:
+    def __init__(self, schema: bytes | None = None, **info: Any) -> None:
         self._info = FIT | info
+        self.schema = schema
 
     def info(self) -> dict[str, Any]:
         return self._info
+
+    def set(self, key: str, value: str, *, nx: bool) -> None:
+        assert (key, nx) == (keys.SCHEMA, True)
+        if self.schema is None:
+            self.schema = value.encode()
+
+    def get(self, key: str) -> bytes | None:
+        return self.schema
 
 
 def _check(**info: Any) -> None:
@@ -43,6 +53,23 @@ def _check(**info: Any) -> None:
 def test_a_fit_server() -> None:
     _check()
     _check(redis_version="8.0.0", server_name="redis")
+
+
+def test_the_first_process_writes_its_schema_version_down() -> None:
+    server = _Server()
+    check_server(cast(redis.Redis, server))
+    assert server.schema == SCHEMA_VERSION.encode()
+    check_server(cast(redis.Redis, server))
+
+
+@pytest.mark.parametrize("found", [b"0.9", b"2.0", b"10.0", b"what"])
+def test_data_of_another_major_version_is_refused(found: bytes) -> None:
+    with pytest.raises(SchemaVersionError, match=f"schema version {found.decode()};"):
+        _check(schema=found)
+
+
+def test_data_of_another_minor_version_is_fine() -> None:
+    _check(schema=SCHEMA_VERSION.split(".")[0].encode() + b".99")
 
 
 @pytest.mark.parametrize(

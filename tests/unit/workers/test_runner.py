@@ -289,6 +289,48 @@ def test_a_job_cancelled_before_it_started_never_reaches_the_engine(
     assert lab.engine.requests == []
 
 
+def test_a_job_that_runs_for_too_long_is_stopped_and_fails(lab: _Lab) -> None:
+    job_id = lab.leased(execution_timeout_ms=20)
+    lab.runner.run(job_id)
+    job = lab.get(job_id)
+    assert job.status is Status.FAILED
+    assert job.error is not None
+    assert (job.error.code, job.error.message) == (
+        "execution_timeout",
+        "The job ran for longer than 0.02 s.",
+    )
+    # What it took is charged.
+    assert job.usage.output_tokens == 2
+    assert lab.count("failed", "execution_timeout") == 1
+
+
+def test_an_answer_in_time_counts(lab: _Lab) -> None:
+    lab.engine.respond = lambda _, future: future.set_result(EngineResult(text="in time"))
+    job_id = lab.leased(execution_timeout_ms=60_000)
+    lab.runner.run(job_id)
+    assert lab.get(job_id).status is Status.COMPLETED
+
+
+def test_a_cancel_during_overtime_is_a_cancel(lab: _Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id = lab.leased(execution_timeout_ms=20)
+    cancel, start_job = lab.engine.cancel, lab.registry.start_job
+    leases: list[Lease] = []
+
+    def start(job_id: str) -> Lease:
+        leases.append(start_job(job_id))
+        return leases[0]
+
+    def late(request_id: str) -> None:
+        lab.queue.cancel(job_id)
+        assert leases[0].cancelled.wait(10)
+        cancel(request_id)
+
+    monkeypatch.setattr(lab.registry, "start_job", start)
+    monkeypatch.setattr(lab.engine, "cancel", late)
+    lab.runner.run(job_id)
+    assert lab.get(job_id).status is Status.CANCELLED
+
+
 def test_a_lost_lease_drops_the_result(lab: _Lab) -> None:
     job_id = lab.leased()
     thread = lab.start(job_id)

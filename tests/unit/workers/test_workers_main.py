@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import redis
 
+from broker.keys import SCHEMA
 from workers.__main__ import main
 
 
@@ -84,3 +86,19 @@ worker._run()
     )
     assert (done.returncode, done.stdout) == (code, "said\n")
     assert ("why" in done.stderr) == (code == 1)
+
+
+def test_data_of_another_schema_version_is_refused(
+    valkey: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with redis.Redis.from_url(valkey) as client:
+        client.set(SCHEMA, "99.0")
+    monkeypatch.setenv("FOREBAY_REDIS__URL", valkey)
+    monkeypatch.setenv("FOREBAY_WORKER__ENGINE", "simulated")
+    command = [sys.executable, "-m", "workers", "--model", "here"]
+    root = Path(__file__).parents[3]
+    monkeypatch.setenv("PYTHONPATH", str(root))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "schema version 99.0" in done.stderr
+    assert "Traceback" not in done.stderr
