@@ -69,6 +69,14 @@ bench-queue: $(READY) ## No-op jobs/s and a newcomer's wait against stock Celery
 bench-engine: $(READY) ## 64 chats through the whole stack against the engine alone
 	@$(BIN)/python -m loadtests.engine_bench
 
+.PHONY: bench-fairness
+bench-fairness: $(READY) ## Shares of tenants and bands, a newcomer's wait, a batch flood; against Celery and a FIFO
+	@$(BIN)/python -m loadtests.fairness
+
+.PHONY: bench-scale
+bench-scale: $(READY) ## Cost per job with 10,000 tenants and 1,000,000 queued jobs; two primaries
+	@$(BIN)/python -m loadtests.scale
+
 .PHONY: clean
 clean: ## Remove the environment and caches (not the data folder .forebay)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info build dist

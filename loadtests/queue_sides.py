@@ -45,6 +45,10 @@ class Side(Protocol):
         """Raises `BenchError` unless each job has ended well."""
         ...
 
+    def ended(self, ids: Sequence[str]) -> bool:
+        """True when each of them, results being stored, is done."""
+        ...
+
     def waits_ms(self, ids: Sequence[str]) -> list[float]:
         """Time from enqueue to start of finished jobs."""
         ...
@@ -99,16 +103,25 @@ class Stock:
         if set(states) != {"SUCCESS"}:
             raise BenchError(f"{self.label}: jobs ended as {set(states)}")
 
+    def ended(self, ids: Sequence[str]) -> bool:
+        return self._redis.exists(*_result_keys(ids)) == len(ids)
+
+    def began_ms(self, ids: Sequence[str]) -> list[float]:
+        """When naps began (Unix milliseconds)."""
+        return [result["result"] * 1000 for result in self._stored(ids)]
+
     def waits_ms(self, ids: Sequence[str]) -> list[float]:
-        began = [result["result"] for result in self._stored(ids)]
-        pairs = zip(began, ids, strict=True)
-        return [(start - self._sent_at[task_id]) * 1000 for start, task_id in pairs]
+        pairs = zip(self.began_ms(ids), ids, strict=True)
+        return [start - self._sent_at[task_id] * 1000 for start, task_id in pairs]
 
     def _stored(self, ids: Sequence[str]) -> list[dict[str, Any]]:
         """Results; the last jobs may still be storing theirs, since stock acks before it runs."""
-        keys = [f"celery-task-meta-{task_id}" for task_id in ids]
-        until(lambda: self._redis.exists(*keys) == len(keys), what=f"results of {self.label}")
-        return [json.loads(raw or b"") for raw in self._redis.mget(keys)]
+        until(lambda: self.ended(ids), what=f"results of {self.label}")
+        return [json.loads(raw or b"") for raw in self._redis.mget(_result_keys(ids))]
+
+
+def _result_keys(ids: Sequence[str]) -> list[str]:
+    return [f"celery-task-meta-{task_id}" for task_id in ids]
 
 
 class Forebay:
@@ -159,6 +172,9 @@ class Forebay:
         states = {job.status for job in self._records(ids)}
         if states != {Status.COMPLETED}:
             raise BenchError(f"{self.label}: jobs ended as {states}")
+
+    def ended(self, ids: Sequence[str]) -> bool:
+        return all(job.is_terminal for job in self._records(ids))
 
     def waits_ms(self, ids: Sequence[str]) -> list[float]:
         return [float(job.started_ms - job.created_ms) for job in self._records(ids)]

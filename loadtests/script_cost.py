@@ -35,15 +35,18 @@ class Cost:
 
 
 class CostProbe:
-    """One Redis whose backlog belongs to a fixed number of tenants."""
+    """One Redis whose backlog belongs to a fixed number of tenants; `backlog` is added to it."""
 
-    def __init__(self, url: str, *, tenants: int) -> None:
+    def __init__(
+        self, url: str, *, tenants: int, backlog: int = BACKLOG, max_queued: int = 1_000_000
+    ) -> None:
         self.tenants = tenants
         self._redis = redis.Redis.from_url(url)
-        self._queue = RedisQueue(self._redis, Queue(default_max_queued=1_000_000))
+        settings = Queue(default_max_queued=max_queued, max_queued_total=max_queued)
+        self._queue = RedisQueue(self._redis, settings)
         self._next = 0
         self.rounds: list[Cost] = []
-        for _ in range(BACKLOG):
+        for _ in range(backlog):
             self._enqueue()
 
     def _enqueue(self) -> None:
