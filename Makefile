@@ -69,6 +69,11 @@ bench-queue: $(READY) ## No-op jobs/s and a newcomer's wait against stock Celery
 bench-engine: $(READY) ## 64 chats through the whole stack against the engine alone
 	@$(BIN)/python -m loadtests.engine_bench
 
+.PHONY: chaos
+chaos: $(READY) ## Over 100 faults under load: kills, restarts, cuts, pauses; fails if a job is lost (9 minutes)
+	@infra/test-services.sh
+	@$(BIN)/python -m loadtests.chaos $(CHAOS_ARGS)
+
 .PHONY: clean
 clean: ## Remove the environment and caches (not the data folder .forebay)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info build dist
