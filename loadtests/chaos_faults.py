@@ -61,7 +61,7 @@ class _Held:
 
     attempt: int
     killed_at: float
-    #: Faults so far, to tell whether another one came in between.
+    #: Faults begun so far, to tell whether another one came in between.
     number: int
 
 
@@ -87,6 +87,7 @@ class Faults:
         self._paused: set[int] = set()
         self._wakes: set[asyncio.Task[None]] = set()
         self._open: dict[str, _Held] = {}
+        self._begun = 0
         self.done: Counter[str] = Counter()
         self.recoveries = Recoveries()
         #: Exit statuses of drained workers.
@@ -97,6 +98,7 @@ class Faults:
         pause_s = self._plan.seconds / len(names)
         for number, name in enumerate(names, 1):
             began = time.monotonic()
+            self._begun = number
             await getattr(self, f"_{name}")()
             self.done[name] += 1
             if number % 10 == 0:
@@ -114,8 +116,7 @@ class Faults:
         killed_at = time.time()
         self._stack.replace_worker(index)
         for lease in await asyncio.to_thread(self._leases_of, pid):
-            number = self.done.total()
-            self._open[lease[0]] = _Held(attempt=lease[1], killed_at=killed_at, number=number)
+            self._open[lease[0]] = _Held(attempt=lease[1], killed_at=killed_at, number=self._begun)
 
     async def _api_kill(self) -> None:
         index = self._chance.randrange(len(self._stack.apis))
@@ -207,8 +208,7 @@ class Faults:
         held = self._open[job_id]
         if int(row[0] or 0) > held.attempt:
             took_s = int(row[1] or 0) / 1000 - held.killed_at
-            # The kill itself is counted once its leases are read.
-            alone = self.done.total() <= held.number + 1
+            alone = self._begun == held.number
             (self.recoveries.alone_s if alone else self.recoveries.disturbed_s).append(took_s)
         elif row[2] in _TERMINAL:
             self.recoveries.ended += 1
