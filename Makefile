@@ -77,6 +77,11 @@ bench-fairness: $(READY) ## Shares of tenants and bands, a newcomer's wait, a ba
 bench-scale: $(READY) ## Cost per job with 10,000 tenants and 1,000,000 queued jobs; two primaries
 	@$(BIN)/python -m loadtests.scale
 
+.PHONY: chaos
+chaos: $(READY) ## Over 100 faults under load: kills, restarts, cuts, pauses; fails if a job is lost (9 minutes)
+	@infra/test-services.sh
+	@$(BIN)/python -m loadtests.chaos $(CHAOS_ARGS)
+
 .PHONY: clean
 clean: ## Remove the environment and caches (not the data folder .forebay)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info build dist

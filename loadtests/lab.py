@@ -71,6 +71,7 @@ class Child:
         piped: bool,
     ) -> None:
         self.name = name
+        self._killed = False
         self.log = folder / f"{name}.log"
         cores = _core(core) if core is not None else set(_ALLOWED)
 
@@ -128,8 +129,17 @@ class Child:
     def resume(self) -> None:
         os.killpg(self.process.pid, signal.SIGCONT)
 
+    def kill(self) -> None:
+        """SIGKILL for the group, at once; `stop` then has nothing left to do."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self._killed = True
+
     def stop(self) -> None:
         """SIGTERM, then SIGKILL for what is left of the group."""
+        if self._killed:
+            return
         for number in (signal.SIGCONT, signal.SIGTERM):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, number)

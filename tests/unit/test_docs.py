@@ -70,3 +70,11 @@ def test_keys_of_the_queue_in_architecture() -> None:
         for name in re.findall(r"`([^`]+)`", row)
     }
     assert used <= listed, used - listed
+
+
+def test_guarantees_name_tests_that_exist() -> None:
+    text = (ROOT / "docs/guarantees.md").read_text()
+    named = re.findall(r"\[`(test_\w+)`\]\(\.\./(tests/[\w/]+\.py)\)", text)
+    assert len(named) == text.count("[`test_")
+    for test, path in named:
+        assert re.search(rf"def {test}\(", (ROOT / path).read_text()), f"{path} has no {test}"
