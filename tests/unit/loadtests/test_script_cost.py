@@ -17,9 +17,8 @@ from loadtests.stack import MODEL
 def test_a_round_costs_time_in_each_script_and_keeps_the_backlog(
     valkey: str, monkeypatch: pytest.MonkeyPatch, tenants: int
 ) -> None:
-    monkeypatch.setattr(script_cost, "BACKLOG", 40)
     monkeypatch.setattr(script_cost, "SAMPLE", 8)
-    probe = CostProbe(valkey, tenants=tenants)
+    probe = CostProbe(valkey, tenants=tenants, backlog=40)
     with redis.Redis.from_url(valkey) as client:
         stats = RedisQueue(client, Queue()).stats(MODEL, top=100)
         assert (stats.depth, len(stats.top_tenants)) == (40, tenants)
