@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -107,22 +108,20 @@ class Calls(ReadingCalls):
         return script_call(scripts.CANCEL, decode, (), tenant or "", *job_ids)
 
     def retry(self, job_id: str, tenant: str | None, deadline_ms: int) -> Call[Accepted]:
-        def decode(reply: Any, repeated: bool) -> Accepted:
+        def decode(reply: Any, _: bool) -> Accepted:
             code = reply[0]
             if code == -1:
                 raise JobNotFoundError(job_id)
             if code == 1:
-                status = Status(reply[1].decode())
-                # A repeat finds what the first call, whose answer was lost, has done.
-                if not repeated or status in (Status.COMPLETED, Status.CANCELLED):
-                    raise NotRetryableError(job_id, status)
-            elif code:
+                raise NotRetryableError(job_id, reply[1].decode())
+            if code:
                 raise self._refusal(reply)
-            return _accepted(job_id, reply if code == 0 else [0, 0, 0, []])
+            return _accepted(job_id, reply)
 
         return script_call(
             scripts.RETRY, decode, (keys.job(job_id),),
-            job_id, tenant or "", deadline_ms, self._max_queued, *self._marks.values(),
+            job_id, tenant or "", deadline_ms, os.urandom(8).hex(), self._max_queued,
+            *self._marks.values(),
         )  # fmt: skip
 
     def _refusal(self, reply: Any) -> BrokerError:
