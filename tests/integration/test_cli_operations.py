@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,8 @@ def test_a_queue_is_paused_drained_and_resumed(forebay: Run, queue: RedisQueue) 
 def test_queues_tell_their_drain_rates(forebay: Run, queue: RedisQueue) -> None:
     for _ in range(3):
         queue.enqueue(_job())
+    # A rate needs a time to be one of: within a millisecond there is none.
+    time.sleep(0.01)
     for _ in range(2):
         (claim,) = queue.claim(CHAT, "w")
         queue.complete(
