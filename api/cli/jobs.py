@@ -117,7 +117,22 @@ def cancel(
     api_url: str | None,
     api_key: str | None,
 ) -> None:
-    """Stop jobs; a running one stops at its next step."""
+    """Stop jobs; a running one stops at its next step.
+
+    With --json one id prints its job, several print what became of each.
+    """
+    if len(job_ids) == 1:
+
+        async def run_one(client: Any) -> RemoteJob:
+            job: RemoteJob = await client.cancel(job_ids[0])
+            return job
+
+        job = remote(run_one, data_dir=data_dir, url=api_url, key=api_key)
+        if as_json:
+            print_json(job.raw)
+        else:
+            click.echo(f"{job.id}: {job.status}")
+        return
 
     async def run(client: Any) -> dict[str, str]:
         results: dict[str, str] = {}
