@@ -18,8 +18,8 @@ async def _post(
     stack: Any, path: str, data: bytes | str, **headers: str
 ) -> tuple[int, dict[str, Any]]:
     sent = {"Authorization": f"Bearer {stack.admin_key}", "Content-Type": "application/json"}
-    # httpx2 aborts a connection whose body was refused half-way; aiohttp's client leaves the rest of
-    # the 11 MB in a transport that outlives the test's loop.
+    # httpx2 aborts a connection whose body was refused half-way; aiohttp's client leaves the rest
+    # of the 11 MB in a transport that outlives the test's loop.
     async with httpx2.AsyncClient(trust_env=False, timeout=30) as client:
         response = await client.post(stack.api + path, content=data, headers=sent | headers)
     body = response.json()
