@@ -256,6 +256,8 @@ class Calls(ReadingCalls):
 def _limits(job: NewJob) -> str:
     """The rate limits of a job as the scripts take them; empty without any."""
     mine, keys_ = job.limits, job.key_limits if job.key_id else NO_LIMITS
+    if mine is NO_LIMITS and keys_ is NO_LIMITS:
+        return ""
     numbers = (
         mine.requests_per_minute,
         mine.tokens_per_minute,
