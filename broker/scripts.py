@@ -31,7 +31,7 @@ def _constants() -> str:
     names = ", ".join(f"'{band}'" for band in BANDS)
     shares = ", ".join(f"{band} = {share!r}" for band, share in BAND_SHARES.items())
     places = ", ".join(f"{band} = {n}" for n, band in enumerate(BANDS, 1))
-    state = ", ".join(f"'{part}:{band}'" for part in ("V", "lag") for band in BANDS)
+    state = ", ".join(f"'{part}:{band}'" for part in ("V", "lag", "due") for band in BANDS)
     return (
         f"local BANDS = {{{names}}}\nlocal SHARE = {{{shares}}}\n"
         f"local PLACE = {{{places}}}\nlocal STATE = {{{state}}}\n"
