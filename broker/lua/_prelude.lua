@@ -220,11 +220,14 @@ local function count_stale(base)
   call('HINCRBY', base .. 's', 'stale', 1)
 end
 
--- Ends the lease of a job; returns how many jobs its tenant still runs.
-local function unlease(base, id, tenant)
+-- Ends the lease of a job; returns how many jobs its tenant still runs. A job is in the set `x` as
+-- long as its status is `cancelling`; without a status it may be.
+local function unlease(base, id, tenant, status)
   call('ZREM', base .. 'l', id)
   call('HDEL', base .. 'lo', id)
-  call('SREM', base .. 'x', id)
+  if status ~= 'in_progress' then
+    call('SREM', base .. 'x', id)
+  end
   return count_down(base .. 'if', tenant)
 end
 
@@ -311,7 +314,7 @@ end
 -- count; the number itself is never used again, as it fences.
 local function give_back(base, id, job, charged, now, delay_ms, refund, weight, cap)
   local cancel = call('SISMEMBER', base .. 'x', id) == 1
-  local running = unlease(base, id, job.tenant)
+  local running = unlease(base, id, job.tenant, job.status)
   if refund then
     job.refunds = job.refunds + 1
     settle(base, job.band, job.tenant, 0, charged, weight, clock_of(base, job.band))

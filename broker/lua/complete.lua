@@ -34,7 +34,7 @@ if not job or leased ~= attempt then
 end
 
 local now = now_ms()
-local running = unlease(base, id, job.tenant)
+local running = unlease(base, id, job.tenant, job.status)
 taken = math.max(taken, LEAST_TOKENS)
 local own, used, due = 'd:' .. job.tenant, 'u:' .. job.tenant, 'due:' .. job.band
 local sums = call('HMGET', base .. 's', 'd', own, 'V:' .. job.band, due, 'taken', 'estimated', used)
