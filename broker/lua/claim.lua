@@ -22,11 +22,12 @@ promote(base, now, PROMOTIONS)
 expire(base, now, DEADLINES)
 
 local clock, lag, head = {}, {}, {}
-local state = call('HMGET', base .. 's', 'mode', 'taken', 'estimated', unpack(STATE))
-if table.remove(state, 1) == 'paused' then
+STATE[#STATE + 1], STATE[#STATE + 2], STATE[#STATE + 3] = 'mode', 'taken', 'estimated'
+local state = call('HMGET', base .. 's', unpack(STATE))
+if state[#STATE - 2] == 'paused' then
   return {}
 end
-local taken, estimated = tonumber(table.remove(state, 1) or 0), tonumber(table.remove(state, 1) or 0)
+local taken, estimated = tonumber(state[#STATE - 1] or 0), tonumber(state[#STATE] or 0)
 for b = 1, #BANDS do
   clock[b] = tonumber(state[b] or 0)
   lag[b] = tonumber(state[#BANDS + b] or 0)
@@ -111,8 +112,10 @@ while wanted > 0 and parkings < PARKINGS and late < DEADLINES do
   end
   local band, tenant, vtime = BANDS[b], head[b][1], tonumber(head[b][2])
   local cap = policy('cap', tenant, ARGV[5])
-  local running = tonumber(call('HGET', base .. 'if', tenant) or 0)
-  if running >= cap then
+  -- Counted in at once; out again where nothing starts.
+  local running = call('HINCRBY', base .. 'if', tenant, 1)
+  if running > cap then
+    count_down(base .. 'if', tenant)
     parkings = parkings + 1
     park(base, tenant)
     for each = 1, #BANDS do
@@ -131,8 +134,10 @@ while wanted > 0 and parkings < PARKINGS and late < DEADLINES do
       call('ZREM', base .. 'e', id)
     end
     if not at.cost then
+      running = count_down(base .. 'if', tenant)
       forget(base, id)
     elseif deadline and deadline <= now then
+      running = count_down(base .. 'if', tenant)
       count_down(base .. 'n', tenant)
       overdue(base, id, read_job(id), now)
       late = late + 1
@@ -167,7 +172,6 @@ while wanted > 0 and parkings < PARKINGS and late < DEADLINES do
       call('ZADD', base .. 'l', now + lease_ms, id)
       call('HSET', base .. 'lo', id, string.format('%d|%.17g|%s', attempt, charge, owner))
       count_down(base .. 'n', tenant)
-      running = call('HINCRBY', base .. 'if', tenant, 1)
       if attempt > 1 then
         call('DEL', 'fb:job:' .. id .. ':text')
       end
@@ -179,7 +183,8 @@ while wanted > 0 and parkings < PARKINGS and late < DEADLINES do
     end
     call('ZREM', base .. 'o:' .. band, id)
     popped = popped + 1
-    if call('EXISTS', list) == 1 then
+    local more = call('EXISTS', list) == 1
+    if more then
       call('ZADD', base .. 'a:' .. band, vtime, tenant)
     else
       call('ZREM', base .. 'a:' .. band, tenant)
@@ -190,7 +195,7 @@ while wanted > 0 and parkings < PARKINGS and late < DEADLINES do
       for each = 1, #BANDS do
         look(each)
       end
-    else
+    elseif wanted > 0 or not more then
       look(b)
     end
   end
