@@ -23,6 +23,7 @@ from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 from broker import keys, leases
 from broker.errors import BrokerError
 from broker.jobs import Claim
+from broker.sentinel import Primary, PrimaryConnection, PrimarySSLConnection
 from broker.transport_messages import JobMessage, delivery_tag
 from broker.transport_qos import QoS
 from config.logs import get_logger
@@ -60,9 +61,12 @@ class Channel(redis.Channel):  # type: ignore[misc]
         *redis.Channel.from_transport_options,
         "model_queues",
         "claim_batch",
+        "primary",
     )
     model_queues: frozenset[str] = frozenset()
     claim_batch: int = CLAIM_BATCH
+    #: Finds the server, where Sentinels watch over it.
+    primary: Primary | None = None
 
     #: The model queue this channel consumes.
     model_queue: str | None = None
@@ -267,7 +271,12 @@ class Channel(redis.Channel):  # type: ignore[misc]
 
     def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
         """RESP2, as all of Forebay's clients: replies look the same everywhere."""
+        if self.primary is not None:
+            self.connection_class = PrimaryConnection
+            self.connection_class_ssl = PrimarySSLConnection
         params: dict[str, Any] = super()._connparams(asynchronous=asynchronous)
+        if self.primary is not None:
+            params |= self.primary.options
         return params | {"protocol": 2}
 
 
