@@ -23,7 +23,12 @@ from config.sentinel import SentinelUrl
 from config.settings import Settings
 
 #: Celery's own log lines per job; the worker's say the same, with tenant and attempt.
-_CHATTY = ("celery.worker.strategy", "celery.app.trace")
+_CHATTY = (
+    "celery.worker.strategy",
+    "celery.app.trace",
+    # Says at each attempt that it has connected.
+    "celery.worker.consumer.connection",
+)
 
 #: How often the connections of the event loop are probed (s).
 HEALTH_CHECK_S = 5

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from contextlib import suppress
+from time import monotonic, sleep
 from typing import Any
 
 from celery.exceptions import CPendingDeprecationWarning
@@ -16,9 +19,15 @@ log = get_logger(__name__)
 #: Pauses between attempts to connect grow from the first by the second up to the third (s).
 RETRY_S = (0.2, 0.2, 1.0)
 
+#: A connection that is lost within this time was never any good (s).
+SETTLED_S = 2.0
+
 
 class Consumer(consumer.Consumer):  # type: ignore[misc]
     """Celery waits up to 30 s between attempts, and logs each of them."""
+
+    #: When the connection was lost last (monotonic).
+    _lost_at = -math.inf
 
     def ensure_connected(self, conn: Any) -> Any:
         said = False
@@ -42,7 +51,14 @@ class Consumer(consumer.Consumer):  # type: ignore[misc]
         return conn
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
-        with warnings.catch_warnings():
-            # About jobs that run on through the loss, which is what we want.
-            warnings.simplefilter("ignore", CPendingDeprecationWarning)
-            super().on_connection_error_after_connected(exc)
+        if monotonic() - self._lost_at < SETTLED_S:
+            # It let us connect and refuses what comes then, as a read-only Redis does: said already.
+            with suppress(Exception):
+                self.connection.collect()
+            sleep(RETRY_S[-1])
+        else:
+            with warnings.catch_warnings():
+                # About jobs that run on through the loss, which is what we want.
+                warnings.simplefilter("ignore", CPendingDeprecationWarning)
+                super().on_connection_error_after_connected(exc)
+        self._lost_at = monotonic()
