@@ -52,7 +52,7 @@ class Consumer(consumer.Consumer):  # type: ignore[misc]
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         if monotonic() - self._lost_at < SETTLED_S:
-            # It let us connect and refuses what comes then, as a read-only Redis does: said already.
+            # It lets us connect and refuses what comes then, as a read-only Redis does.
             with suppress(Exception):
                 self.connection.collect()
             sleep(RETRY_S[-1])

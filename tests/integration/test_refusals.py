@@ -185,7 +185,7 @@ async def test_an_outage_is_answered_survived_and_told_once(
     said = worker.events()
     with capture_logs() as lines:
         server.begin(kind)
-        for _ in range(2 if kind == "stalled" else 50):
+        for _ in range(2 if kind in ("stalled", "loading") else 50):
             status, headers, document = await _submit(client)
             assert status == 503, document
             assert document["error"]["code"] == "broker_unavailable"  # type: ignore[index]
@@ -195,8 +195,13 @@ async def test_an_outage_is_answered_survived_and_told_once(
         job_id = await _accepted_within(client, RECOVERY_S)
         await _ends_well(client, job_id)
         assert time.monotonic() - begun < RECOVERY_S
-        until(lambda: worker.process.poll() is None, "the worker lives")
-    told = Counter(str(line["event"]) for line in lines)
+        assert worker.process.poll() is None
+    # Each request has its line in the access log; that isn't meant here.
+    told = Counter(
+        str(line["event"])
+        for line in lines
+        if line["log_level"] != "debug" and line["event"] != "request_failed"
+    )
     assert 1 <= told["queue_unavailable"] <= 3  # once for each reason
     assert sum(told.values()) <= 8, told
     news = worker.events() - said
