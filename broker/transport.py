@@ -302,13 +302,9 @@ class Transport(redis.Transport):  # type: ignore[misc]
 
     Channel = Channel
 
-    def _get_errors(self) -> tuple[tuple[type[Exception], ...], tuple[type[Exception], ...]]:
-        """Refusals (READONLY, OOM, MISCONF…) count as a lost connection.
-
-        Else one that meets the worker while it declares its queues would end it.
-        """
-        connection_errors, channel_errors = super()._get_errors()
-        return (*connection_errors, ResponseError), channel_errors
+    #: Refusals (READONLY, OOM, MISCONF…) count as a lost connection. Else one that meets the worker
+    #: while it connects or declares its queues would end it.
+    connection_errors = (*redis.Transport.connection_errors, ResponseError)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
