@@ -50,15 +50,24 @@ class Consumer(consumer.Consumer):  # type: ignore[misc]
         self.first_connection_attempt = False
         return conn
 
+    def on_connection_error_before_connected(self, exc: Exception) -> None:
+        if not self._wait_quietly():
+            log.warning("broker_refuses", error=str(exc))
+
     def on_connection_error_after_connected(self, exc: Exception) -> None:
-        if monotonic() - self._lost_at < SETTLED_S:
-            # It lets us connect and refuses what comes then, as a read-only Redis does.
-            with suppress(Exception):
-                self.connection.collect()
-            sleep(RETRY_S[-1])
-        else:
+        if not self._wait_quietly():
             with warnings.catch_warnings():
                 # About jobs that run on through the loss, which is what we want.
                 warnings.simplefilter("ignore", CPendingDeprecationWarning)
                 super().on_connection_error_after_connected(exc)
+
+    def _wait_quietly(self) -> bool:
+        """Whether it is still the outage that was told of; pauses, and drops the connection."""
+        again = monotonic() - self._lost_at < SETTLED_S
+        if again:
+            # It lets us connect and refuses what comes then, as a read-only Redis does.
+            with suppress(Exception):
+                self.connection.collect()
+            sleep(RETRY_S[-1])
         self._lost_at = monotonic()
+        return again
