@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from typing import Final
 
 from aiohttp import hdrs, web
@@ -12,6 +14,7 @@ from api.accounts.directory import open_directory
 from api.auth.authenticator import Authenticator
 from api.delivery.background import Background
 from api.delivery.closing import Closing
+from api.delivery.sweeping import sweep_forever
 from api.handlers import operations
 from api.metrics import Metrics
 from api.middlewares.guard import make_guard
@@ -91,11 +94,15 @@ async def _redis(app: web.Application) -> AsyncIterator[None]:
 
 
 async def _broker(app: web.Application) -> AsyncIterator[None]:
-    app[keys.QUEUE] = AsyncRedisQueue(app[keys.REDIS], app[keys.SETTINGS].queue)
+    app[keys.QUEUE] = queue = AsyncRedisQueue(app[keys.REDIS], app[keys.SETTINGS].queue)
     hub = EventHub(app[keys.REDIS])
     await hub.start()
     app[keys.HUB] = hub
+    sweeping = asyncio.create_task(sweep_forever(queue))
     yield
+    sweeping.cancel()
+    with suppress(asyncio.CancelledError):
+        await sweeping
     await hub.stop()
 
 

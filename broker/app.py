@@ -18,10 +18,17 @@ from celery import signals
 from kombu import Exchange, Queue, transport
 
 from broker import leases
+from broker.connections import primary_of
+from config.sentinel import SentinelUrl
 from config.settings import Settings
 
 #: Celery's own log lines per job; the worker's say the same, with tenant and attempt.
-_CHATTY = ("celery.worker.strategy", "celery.app.trace")
+_CHATTY = (
+    "celery.worker.strategy",
+    "celery.app.trace",
+    # Says at each attempt that it has connected.
+    "celery.worker.consumer.connection",
+)
 
 #: How often the connections of the event loop are probed (s).
 HEALTH_CHECK_S = 5
@@ -64,7 +71,8 @@ def use_transport() -> None:
 
 
 def configuration(settings: Settings, model_queues: frozenset[str]) -> dict[str, Any]:
-    url = settings.redis.url.get_secret_value()
+    primary = primary_of(settings.redis)
+    url = settings.redis.url.get_secret_value() if primary is None else _plain_url(primary.url)
     exchange = Exchange("forebay", type="direct")
     secure = url.startswith("rediss://") and "ssl_cert_reqs" not in url
     return {
@@ -73,6 +81,7 @@ def configuration(settings: Settings, model_queues: frozenset[str]) -> dict[str,
         "broker_transport_options": {
             "model_queues": sorted(model_queues),
             "claim_batch": settings.queue.claim_batch,
+            "primary": primary,
             "socket_timeout": settings.redis.timeout_s,
             "socket_connect_timeout": settings.redis.timeout_s,
             "socket_keepalive": True,
@@ -120,6 +129,15 @@ def broker_url(url: str) -> str:
         user = f"{quote(options.pop('username', ''))}:{quote(password, safe='')}@"
     query = f"?{urlencode(options)}" if options else ""
     return f"redis+socket://{user}{parts.path}{query}"
+
+
+def _plain_url(url: SentinelUrl) -> str:
+    """Names the first Sentinel; the transport asks them where the primary is."""
+    host, port = url.sentinels[0]
+    scheme = "rediss" if url.tls else "redis"
+    user = f"{quote(url.username or '', safe='')}:{quote(url.password or '', safe='')}@"
+    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return f"{scheme}://{user if user != ':@' else ''}{where}/{url.db}"
 
 
 def _drain(**_: Any) -> None:

@@ -7,14 +7,15 @@ from typing import TypeVar
 
 import redis.asyncio
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError, ReadOnlyError, RedisError
 
 from broker.call import Call
 from broker.calls import CANCEL_BATCH, RELEASE_BATCH, REPLAY_BATCH, Calls
 from broker.connections import translate
-from broker.errors import JobNotFoundError
+from broker.errors import BrokerUnavailableError, JobNotFoundError
 from broker.exchange import Exchange
 from broker.jobs import Accepted, Band, Claim, Delta, Event, Job, NewJob, Outcome, Status
+from broker.outages import OutageLog
 from broker.policies import TenantPolicy
 from broker.queue import CancelResult, LeaseState
 from broker.reading_calls import Listing
@@ -30,8 +31,19 @@ class AsyncRedisQueue:
     def __init__(self, client: redis.asyncio.Redis, settings: QueueSettings) -> None:
         self._exchange = Exchange(client)
         self._calls = Calls(settings)
+        self._outages = OutageLog()
 
     async def _run(self, call: Call[T]) -> T:
+        try:
+            result = await self._answer(call)
+        except BrokerUnavailableError as error:
+            self._outages.failed(str(error))
+            raise
+        if self._outages.open:
+            self._outages.worked()
+        return result
+
+    async def _answer(self, call: Call[T]) -> T:
         repeated = False
         while True:
             try:
@@ -43,6 +55,11 @@ class AsyncRedisQueue:
                         raise reply
             except RedisConnectionError as error:
                 if type(error) is not RedisConnectionError or repeated or not call.repeatable:
+                    raise translate(error) from error
+                repeated = True
+            except ReadOnlyError as error:
+                # Nothing was written, and that connection is given up.
+                if repeated:
                     raise translate(error) from error
                 repeated = True
             except (RedisError, OSError) as error:

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from broker import keys, scripts
-from broker.call import Call, nothing, number, script_call, truth
+from broker.call import Call, nothing, number, replicated, script_call, truth
 from broker.errors import (
     BrokerError,
     DuplicateJobError,
@@ -58,6 +58,7 @@ class Calls(ReadingCalls):
         self._marks = shedding_marks(settings)
         self._cap = settings.default_max_in_flight
         self._max_queued = settings.default_max_queued
+        self._replicas = settings.await_replicas
 
     # -- submitting side --------------------------------------------------------------------------
     def enqueue(self, job: NewJob) -> Call[Accepted]:
@@ -89,13 +90,14 @@ class Calls(ReadingCalls):
         if job.execution_timeout_ms:
             fields += ("execution_timeout_ms", job.execution_timeout_ms)
         name, request = digests(job)
-        return script_call(
+        call = script_call(
             scripts.ENQUEUE, decode, (keys.base(job.model),),
             job.id, job.tenant, job.band, job.cost, job.delay_ms,
             self._max_queued, self._marks[job.band], job.deadline_ms,
             name and keys.idempotency(job.tenant, name), request, LIFETIME_MS,
             _limits(job), job.key_id, *fields,
         )  # fmt: skip
+        return replicated(call, self._replicas) if self._replicas else call
 
     def cancel(self, job_ids: Sequence[str], tenant: str | None) -> Call[dict[str, CancelResult]]:
         """At most `CANCEL_BATCH` jobs."""

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import redis
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import NoScriptError, ReadOnlyError, RedisError, ResponseError
 
 from broker.async_queue import AsyncRedisQueue
 from broker.call import Call
@@ -53,6 +53,11 @@ class RedisQueue:
                 if type(error) is not RedisConnectionError or repeated or not call.repeatable:
                     raise translate(error) from error
                 repeated = True
+            except ReadOnlyError as error:
+                # Nothing was written, and that connection is given up.
+                if repeated:
+                    raise translate(error) from error
+                repeated = True
             except (RedisError, OSError) as error:
                 raise translate(error) from error
             else:
@@ -63,11 +68,15 @@ class RedisQueue:
         try:
             connection.send_packed_command([pack(commands)])
             replies: list[Any] = []
+            demoted = False
             for _ in commands:
                 try:
                     replies.append(connection.read_response())
                 except ResponseError as error:
                     replies.append(error)
+                    demoted = demoted or isinstance(error, ReadOnlyError)
+            if demoted:  # it was the primary; whoever is now is found by connecting
+                connection.disconnect()
         except BaseException:
             # Answers may be left on the wire.
             connection.disconnect()

@@ -27,6 +27,7 @@ from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 from broker import keys, leases
 from broker.errors import BrokerError
 from broker.jobs import Claim
+from broker.sentinel import Primary, PrimaryConnection, PrimarySSLConnection
 from broker.transport_messages import JobMessage, delivery_tag
 from broker.transport_qos import QoS
 from config.logs import get_logger
@@ -66,9 +67,12 @@ class Channel(redis.Channel):  # type: ignore[misc]
         *redis.Channel.from_transport_options,
         "model_queues",
         "claim_batch",
+        "primary",
     )
     model_queues: frozenset[str] = frozenset()
     claim_batch: int = CLAIM_BATCH
+    #: Finds the server, where Sentinels watch over it.
+    primary: Primary | None = None
 
     #: The model queue this channel consumes.
     model_queue: str | None = None
@@ -282,7 +286,12 @@ class Channel(redis.Channel):  # type: ignore[misc]
 
     def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
         """RESP2, as all of Forebay's clients: replies look the same everywhere."""
+        if self.primary is not None:
+            self.connection_class = PrimaryConnection
+            self.connection_class_ssl = PrimarySSLConnection
         params: dict[str, Any] = super()._connparams(asynchronous=asynchronous)
+        if self.primary is not None:
+            params |= self.primary.options
         return params | {"protocol": 2}
 
 
@@ -307,6 +316,10 @@ class Transport(redis.Transport):  # type: ignore[misc]
     """kombu's Redis transport with `Channel`."""
 
     Channel = Channel
+
+    #: Refusals (READONLY, OOM, MISCONF…) count as a lost connection. Else one that meets the worker
+    #: while it connects or declares its queues would end it.
+    connection_errors = (*redis.Transport.connection_errors, ResponseError)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -21,6 +21,8 @@ from pydantic import (
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError as _SourceError
 
+from config.sentinel import SentinelUrl
+
 PREFIX = "FOREBAY_"
 
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -40,12 +42,26 @@ class _Section(BaseModel):
 class Redis(_Section):
     """Where jobs live: one Redis >= 7 or Valkey primary."""
 
-    #: `redis://`, `rediss://` or `unix://` URL; a password in it is never printed.
+    #: `redis://`, `rediss://` or `unix://` URL, or with Sentinels
+    #: `redis+sentinel://host:port,host:port/service/db`; a password in it is never printed.
     url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
     #: Longest wait for one answer.
     timeout_s: Seconds = 5.0
     #: Connections one API process may hold for commands.
     max_connections: Positive = 64
+
+    @field_validator("url")
+    @classmethod
+    def _known_scheme(cls, value: SecretStr) -> SecretStr:
+        url = value.get_secret_value()
+        if SentinelUrl.matches(url):
+            SentinelUrl.parse(url)
+        elif not url.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError(
+                "must start with redis://, rediss://, unix://, redis+sentinel:// or "
+                "rediss+sentinel://"
+            )
+        return value
 
 
 class Database(_Section):
@@ -145,6 +161,8 @@ class Queue(_Section):
     result_ttl_s: Positive = 86_400
     #: Queued jobs one model queue may hold, all tenants together.
     max_queued_total: Positive = 1_000_000
+    #: Replicas that must have a new job before it is answered with 202; without them 503.
+    await_replicas: Annotated[int, Field(ge=0, le=16)] = 0
     #: Parts of that at which new jobs of a band are refused: the least urgent first.
     shed_batch_at: Part = 0.8
     shed_standard_at: Part = 0.9

@@ -115,6 +115,9 @@ async def _cancel(queue: Queue, job: NewJob, enqueued: asyncio.Future[Accepted])
 async def _withdraw(queue: Queue, job: NewJob, reason: str) -> None:
     try:
         await queue.cancel(job.id)
+    except (BrokerUnavailableError, JobNotFoundError) as error:
+        # A refused submit has left no job; of its outage the queue tells by itself, once.
+        log.debug("job_not_cancelled", job_id=job.id, reason=type(error).__name__)
     except BrokerError as error:
         log.info("job_not_cancelled", job_id=job.id, reason=type(error).__name__)
     else:
