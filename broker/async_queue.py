@@ -99,6 +99,9 @@ class AsyncRedisQueue:
             results.update(batch)
         return results
 
+    async def erase(self, job_id: str, *, tenant: str | None = None) -> bool:
+        return await self._run(self._calls.erase(job_id, tenant))
+
     async def retry(
         self, job_id: str, *, tenant: str | None = None, deadline_ms: int = 0
     ) -> Accepted:

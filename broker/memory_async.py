@@ -57,6 +57,9 @@ class AsyncMemoryQueue:
     ) -> dict[str, CancelResult]:
         return self._memory.cancel_many(job_ids, tenant=tenant)
 
+    async def erase(self, job_id: str, *, tenant: str | None = None) -> bool:
+        return self._memory.erase(job_id, tenant=tenant)
+
     async def retry(
         self, job_id: str, *, tenant: str | None = None, deadline_ms: int = 0
     ) -> Accepted:

@@ -62,6 +62,14 @@ class JobQueue(Protocol):
         """Cancel many at once; ids without a job (of the tenant) are left out of the answer."""
         ...
 
+    def erase(self, job_id: str, *, tenant: str | None = None) -> bool:
+        """Cancel a job that hasn't ended, and erase prompt, output, text and metadata.
+
+        A stub without content stays for eight days. False: its worker has to stop first; what it
+        still brings is dropped. Raises `JobNotFoundError`.
+        """
+        ...
+
     def retry(self, job_id: str, *, tenant: str | None = None, deadline_ms: int = 0) -> Accepted:
         """Put a failed or expired job in again, at the tail; all its attempts are its own again.
 

@@ -125,6 +125,9 @@ class RedisQueue:
             results.update(batch)
         return results
 
+    def erase(self, job_id: str, *, tenant: str | None = None) -> bool:
+        return self._run(self._calls.erase(job_id, tenant))
+
     def retry(self, job_id: str, *, tenant: str | None = None, deadline_ms: int = 0) -> Accepted:
         return self._run(self._calls.retry(job_id, tenant, deadline_ms))
 

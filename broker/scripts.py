@@ -15,7 +15,7 @@ from importlib import resources
 from broker.drain import FADING_MS
 from broker.fairness import LEAST_TOKENS, MEMORY
 from broker.forecast import RIVALS
-from broker.jobs import BAND_SHARES, BANDS
+from broker.jobs import BAND_SHARES, BANDS, STUB_S
 from broker.limits import MINUTE_MS, TOLERANCE_MS
 
 
@@ -37,6 +37,7 @@ def _constants() -> str:
         f"local PLACE = {{{places}}}\nlocal STATE = {{{state}}}\n"
         f"local MEMORY, LEAST_TOKENS = {MEMORY!r}, {LEAST_TOKENS!r}\n"
         f"local FADING_MS, RIVALS = {FADING_MS!r}, {RIVALS!r}\n"
+        f"local STUB_S = {STUB_S!r}\n"
         f"local MINUTE_MS, TOLERANCE_MS = {MINUTE_MS!r}, {TOLERANCE_MS!r}\n"
     )
 
@@ -76,6 +77,7 @@ COMPLETE = _load("complete")
 REQUEUE = _load("requeue")
 RELEASE_OWNER = _load("release_owner")
 CANCEL = _load("cancel")
+ERASE = _load("erase")
 RETRY = _load("retry")
 DEAD_LETTERS = _load("dead_letters")
 REPLAY_DEAD = _load("replay_dead")
@@ -98,6 +100,7 @@ ALL: tuple[Script, ...] = (
     REQUEUE,
     RELEASE_OWNER,
     CANCEL,
+    ERASE,
     RETRY,
     DEAD_LETTERS,
     REPLAY_DEAD,
