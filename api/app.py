@@ -10,10 +10,12 @@ from aiohttp import hdrs, web
 from api import keys
 from api.accounts.directory import open_directory
 from api.auth.authenticator import Authenticator
+from api.auth.failures import Failures
 from api.delivery.background import Background
 from api.delivery.closing import Closing
 from api.handlers import operations
 from api.metrics import Metrics
+from api.middlewares import cors
 from api.middlewares.guard import make_guard
 from api.ports import Authenticator as AuthenticatorPort
 from api.ports import Hub, Queue
@@ -45,6 +47,7 @@ def make_app(
             # Compressed bodies are refused, so nothing is to be unpacked.
             "auto_decompress": False,
             "lingering_time": 5.0,
+            "keepalive_timeout": settings.api.keepalive_timeout_s,
             "access_log": None,
             "logger": LOGGER,
         },
@@ -54,6 +57,7 @@ def make_app(
     app[keys.METRICS] = Metrics()
     app[keys.CLOSING] = Closing()
     app[keys.BACKGROUND] = Background()
+    app[keys.LOGIN_FAILURES] = Failures(settings.auth.failures_per_minute)
     if None in (queue, hub, authenticator):
         app.cleanup_ctx.append(_redis)
     if queue is None or hub is None:
@@ -66,6 +70,8 @@ def make_app(
         app[keys.ACCOUNTS_READY], app[keys.AUTHENTICATOR] = lambda: True, authenticator
     app.cleanup_ctx.append(_background)
     app.on_shutdown.append(_begin_closing)
+    if settings.api.origins:
+        cors.install(app, settings.api.origins)
     app.middlewares.append(make_guard(add_routes(app.router)))
     return app
 
@@ -77,6 +83,7 @@ def make_metrics_app(app: web.Application) -> web.Application:
     metrics_app = web.Application(handler_args={"access_log": None, "logger": LOGGER})
     metrics_app[keys.CATALOGUE] = app[keys.CATALOGUE]
     metrics_app[keys.METRICS] = app[keys.METRICS]
+    metrics_app[keys.LOGIN_FAILURES] = app[keys.LOGIN_FAILURES]
     metrics_app[keys.QUEUE] = app[keys.QUEUE]
     metrics_app[keys.AUTHENTICATOR] = app[keys.AUTHENTICATOR]
     table = (Route(hdrs.METH_GET, "/metrics", operations.metrics, scope),)

@@ -8,6 +8,7 @@ from typing import Final
 import redis.asyncio
 from aiohttp import web
 
+from api.auth.failures import Failures
 from api.auth.principal import Principal
 from api.delivery.background import Background
 from api.delivery.closing import Closing
@@ -24,6 +25,7 @@ HUB: Final[web.AppKey[Hub]] = web.AppKey("hub")
 #: Whether accounts were loaded.
 ACCOUNTS_READY: Final[web.AppKey[Callable[[], bool]]] = web.AppKey("accounts_ready")
 AUTHENTICATOR: Final[web.AppKey[Authenticator]] = web.AppKey("authenticator")
+LOGIN_FAILURES: Final = web.AppKey("login_failures", Failures)
 BACKGROUND: Final = web.AppKey("background", Background)
 CLOSING: Final = web.AppKey("closing", Closing)
 METRICS: Final = web.AppKey("metrics", Metrics)

@@ -20,6 +20,8 @@ class Queue(Protocol):
 
     async def get(self, job_id: str, *, tenant: str | None = None) -> Job: ...
 
+    async def was_kept(self, job_id: str, *, tenant: str) -> bool: ...
+
     async def list_jobs(
         self,
         tenant: str,

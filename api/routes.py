@@ -36,6 +36,7 @@ ROUTES: Final = (
     Route(hdrs.METH_GET, "/v1/jobs", jobs.listing, "jobs"),
     Route(hdrs.METH_GET, "/v1/jobs/{job_id}", jobs.fetch, "jobs"),
     Route(hdrs.METH_GET, "/v1/jobs/{job_id}/events", events.events, "jobs"),
+    Route(hdrs.METH_DELETE, "/v1/jobs/{job_id}", jobs.delete, "jobs"),
     Route(hdrs.METH_POST, "/v1/jobs/{job_id}/cancel", jobs.cancel, "jobs"),
     Route(hdrs.METH_POST, "/v1/jobs/{job_id}/retry", jobs.retry, "jobs"),
     Route(hdrs.METH_POST, "/v1/jobs/cancel", jobs.cancel_many, "jobs"),

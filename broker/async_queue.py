@@ -57,6 +57,9 @@ class AsyncRedisQueue:
     async def get(self, job_id: str, *, tenant: str | None = None) -> Job:
         return await self._run(self._calls.get(job_id, tenant))
 
+    async def was_kept(self, job_id: str, *, tenant: str) -> bool:
+        return await self._run(self._calls.was_kept(job_id, tenant))
+
     async def list_jobs(
         self,
         tenant: str,

@@ -26,6 +26,9 @@ class AsyncMemoryQueue:
     async def get(self, job_id: str, *, tenant: str | None = None) -> Job:
         return self._memory.get(job_id, tenant=tenant)
 
+    async def was_kept(self, job_id: str, *, tenant: str) -> bool:
+        return self._memory.was_kept(job_id, tenant=tenant)
+
     async def list_jobs(
         self,
         tenant: str,

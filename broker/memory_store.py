@@ -55,6 +55,8 @@ class MemoryStore:
         self._records: dict[str, Record] = {}
         self._queues: dict[str, ModelQueue] = {}
         self._policies: dict[str, TenantPolicy] = {}
+        #: Owners of jobs that were kept long enough.
+        self._expired: dict[str, str] = {}
         self._named: dict[tuple[str, str], Named] = {}
         self._meters = Meters()
         self._workers: dict[str, tuple[WorkerStatus, int]] = {}
@@ -79,6 +81,7 @@ class MemoryStore:
         record = self._records.get(job_id)
         if record and record.expires_ms is not None and record.expires_ms <= self._clock_ms():
             del self._records[job_id]
+            self._expired[job_id] = record.job.tenant
             return None
         return record
 

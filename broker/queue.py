@@ -37,6 +37,13 @@ class JobQueue(Protocol):
         """The job record. Raises `JobNotFoundError`, also when `tenant` isn't its owner."""
         ...
 
+    def was_kept(self, job_id: str, *, tenant: str) -> bool:
+        """Whether the tenant is still known to have had this job; for some time after it expired.
+
+        At most eight days from its submit; ids of expired jobs are dropped one by one.
+        """
+        ...
+
     def list_jobs(
         self,
         tenant: str,

@@ -83,6 +83,9 @@ class RedisQueue:
     def get(self, job_id: str, *, tenant: str | None = None) -> Job:
         return self._run(self._calls.get(job_id, tenant))
 
+    def was_kept(self, job_id: str, *, tenant: str) -> bool:
+        return self._run(self._calls.was_kept(job_id, tenant))
+
     def list_jobs(
         self,
         tenant: str,

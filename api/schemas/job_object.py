@@ -32,6 +32,7 @@ def accepted_object(job: NewJob, *, created_ms: int, position: int) -> bytes:
             "completed_at": None,
             "expires_at": None,
             "deadline_at": _seconds(job.deadline_ms),
+            "erased_at": None,
             "attempt": 0,
             "max_attempts": job.max_attempts,
             # What it takes to know more is a second call, and few submits need it.
@@ -65,7 +66,9 @@ def job_object(
             "queue_ms": queue_ms(job),
             "run_ms": job.finished_ms - job.started_ms if job.started_ms else None,
         }
-    expires_ms = job.finished_ms + job.result_ttl_s * 1000 if job.is_terminal else 0
+    expires_ms = 0
+    if job.is_terminal and not job.erased_ms:
+        expires_ms = job.finished_ms + job.result_ttl_s * 1000
     shown: dict[str, Any] = {
         "id": job.id,
         "object": "job",
@@ -79,6 +82,7 @@ def job_object(
         "completed_at": _seconds(job.finished_ms),
         "expires_at": _seconds(expires_ms),
         "deadline_at": _seconds(job.deadline_ms),
+        "erased_at": _seconds(job.erased_ms),
         "attempt": job.attempt,
         "max_attempts": job.max_attempts,
         "queue": None
@@ -99,6 +103,11 @@ def job_object(
 def queue_ms(job: Job) -> int | None:
     """Time from the enqueue to the start of the latest attempt."""
     return job.started_ms - job.created_ms if job.started_ms else None
+
+
+def overhead_ms(job: Job, wall_s: float) -> int:
+    """What of a call's `wall_s` its ended job took no part in."""
+    return max(0, round(wall_s * 1000) - (job.finished_ms - job.created_ms))
 
 
 def _seconds(unix_ms: int) -> int | None:

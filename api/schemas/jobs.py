@@ -33,6 +33,8 @@ class _Submission(Schema):
     metadata: Metadata | None = None
     #: Seconds the finished job stays readable.
     ttl: Annotated[int, Field(ge=1, le=MAX_TTL_S)] | None = None
+    #: False: the finished job stays readable for a short time only.
+    store: bool | None = None
     #: Starts the job may have, crashes included.
     max_attempts: Annotated[int, Field(ge=1, le=100)] | None = None
     #: Until which the job has to be started.
