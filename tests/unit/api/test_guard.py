@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -306,3 +307,17 @@ async def test_a_crash_is_logged_with_its_request_id(
     (entry,) = [entry for entry in logs if entry["event"] == "request_crashed"]
     assert entry["request_id"] == response.headers["x-request-id"]
     assert isinstance(entry["exc_info"], RuntimeError)
+
+
+async def test_a_body_in_tiny_chunks_is_refused(api: Api) -> None:
+    async def dribble(size: int, count: int) -> AsyncIterator[bytes]:
+        for _ in range(count):
+            yield b" " * size
+
+    tiny = await api.client.post("/v1/jobs", data=dribble(1, 2_000))
+    assert tiny.status == 400
+    assert "chunks" in (await tiny.json())["error"]["message"]
+    fair = await api.client.post("/v1/jobs", data=dribble(100, 500))
+    assert "not valid JSON" in (await fair.json())["error"]["message"]
+    large = await api.client.post("/v1/jobs", data=dribble(1_000, 100))
+    assert large.status == 413
