@@ -18,11 +18,12 @@ from api.metrics import Metrics
 from api.middlewares import cors
 from api.middlewares.guard import make_guard
 from api.ports import Authenticator as AuthenticatorPort
-from api.ports import Hub, Queue
+from api.ports import Conversations, Hub, Queue
 from api.protocol_log import LOGGER
 from api.routes import PUBLIC, Route, add_routes
 from broker.async_queue import AsyncRedisQueue
 from broker.connections import connect_async
+from broker.conversations import RedisConversations
 from broker.results import EventHub
 from config.catalogue import ModelSpec
 from config.settings import Settings
@@ -37,6 +38,7 @@ def make_app(
     queue: Queue | None = None,
     hub: Hub | None = None,
     authenticator: AuthenticatorPort | None = None,
+    conversations: Conversations | None = None,
 ) -> web.Application:
     """The API. Tests bring their own queue, hub and authenticator; what is None is made here."""
     app = web.Application(
@@ -58,12 +60,16 @@ def make_app(
     app[keys.CLOSING] = Closing()
     app[keys.BACKGROUND] = Background()
     app[keys.LOGIN_FAILURES] = Failures(settings.auth.failures_per_minute)
-    if None in (queue, hub, authenticator):
+    if None in (queue, hub, authenticator, conversations):
         app.cleanup_ctx.append(_redis)
     if queue is None or hub is None:
         app.cleanup_ctx.append(_broker)
     else:
         app[keys.QUEUE], app[keys.HUB] = queue, hub
+    if conversations is None:
+        app.cleanup_ctx.append(_conversations)
+    else:
+        app[keys.CONVERSATIONS] = conversations
     if authenticator is None:
         app.cleanup_ctx.append(_accounts)
     else:
@@ -104,6 +110,12 @@ async def _broker(app: web.Application) -> AsyncIterator[None]:
     app[keys.HUB] = hub
     yield
     await hub.stop()
+
+
+async def _conversations(app: web.Application) -> AsyncIterator[None]:
+    ttl_s = app[keys.SETTINGS].api.conversation_ttl_s
+    app[keys.CONVERSATIONS] = RedisConversations(app[keys.REDIS], ttl_s=ttl_s)
+    yield
 
 
 async def _accounts(app: web.Application) -> AsyncIterator[None]:

@@ -59,6 +59,7 @@ CODES: Final[Mapping[str, Code]] = {
     "request_timeout": Code(408, _REQUEST, True, "The request body did not arrive in time"),
     "cancelled": Code(409, _REQUEST, False, "The job was cancelled"),
     "not_retryable": Code(409, _REQUEST, False, "The job has neither failed nor expired"),
+    "conversation_locked": Code(409, _REQUEST, True, "A response of the conversation still runs"),
     "result_expired": Code(410, _REQUEST, False, "The result is no longer kept"),
     "payload_too_large": Code(413, _REQUEST, False, "The request body is too large"),
     "unsupported_media_type": Code(415, _REQUEST, False, "The body has an unsupported form"),

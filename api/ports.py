@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Protocol
 
 from api.auth.principal import Principal
+from broker.conversations import Conversation, Item
 from broker.jobs import Accepted, Band, Event, Job, NewJob, Status
 from broker.queue import CancelResult
 from broker.results import Resync
@@ -85,6 +86,28 @@ class Queue(Protocol):
     async def workers(self) -> list[WorkerStatus]: ...
 
     async def ping(self) -> None: ...
+
+
+class Conversations(Protocol):
+    """As `broker.conversations.RedisConversations`."""
+
+    async def create(self, conversation: Conversation, items: Sequence[Item]) -> None: ...
+
+    async def get(self, conversation_id: str, tenant: str) -> Conversation: ...
+
+    async def update(self, conversation_id: str, metadata: bytes) -> None: ...
+
+    async def delete(self, conversation_id: str) -> None: ...
+
+    async def items(self, conversation_id: str) -> list[bytes]: ...
+
+    async def add(self, conversation_id: str, items: Sequence[Item]) -> None: ...
+
+    async def remove(self, conversation_id: str, item_id: str) -> bool: ...
+
+    async def lock(self, conversation_id: str, job_id: str) -> bool: ...
+
+    async def settle(self, conversation_id: str, job_id: str, items: Sequence[Item]) -> None: ...
 
 
 class Subscription(Protocol):

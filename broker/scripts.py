@@ -91,6 +91,7 @@ LEASES = _load("leases")
 STATS = _load("stats")
 TENANT_QUEUE = _load("tenant_queue")
 LIST_JOBS = _load("list_jobs")
+CONVERSE = _load("converse")
 
 ALL: tuple[Script, ...] = (
     ENQUEUE,
@@ -114,4 +115,5 @@ ALL: tuple[Script, ...] = (
     STATS,
     TENANT_QUEUE,
     LIST_JOBS,
+    CONVERSE,
 )

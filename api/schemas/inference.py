@@ -104,6 +104,16 @@ class InferenceRequest(Schema):
     def streams(self) -> bool:
         return False
 
+    @property
+    def token_limit(self) -> int | None:
+        """Most tokens that may be generated, where the caller says so."""
+        return None
+
+    @property
+    def limit_name(self) -> str:
+        """The parameter that says it."""
+        return "max_tokens"
+
     def to_body(self) -> bytes:
         # Nothing among the extras has an effect once `objection` has found none.
         neutral = set(self.model_extra) if self.model_extra else None
@@ -169,7 +179,7 @@ class GenerationRequest(InferenceRequest):
         return min(spec.output_limit, ASSUMED_OUTPUT_TOKENS if limit is None else limit)
 
 
-def _known_role(role: str) -> str:
+def known_role(role: str) -> str:
     """`developer` is OpenAI's newer word for `system`."""
     return "system" if role == "developer" else role
 
@@ -179,9 +189,7 @@ class Message(TypedDict):
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid")  # type: ignore[misc]
 
-    role: Annotated[
-        Literal["system", "developer", "user", "assistant"], AfterValidator(_known_role)
-    ]
+    role: Annotated[Literal["system", "developer", "user", "assistant"], AfterValidator(known_role)]
     content: Content
     # An answer of the API may be sent back as it came.
     refusal: NotRequired[Annotated[Any, only()]]
@@ -225,6 +233,10 @@ class ChatRequest(GenerationRequest):
     @property
     def token_limit(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def limit_name(self) -> str:
+        return "max_completion_tokens" if self.max_tokens is None else "max_tokens"
 
     def to_body(self) -> bytes:
         body = super().to_body()

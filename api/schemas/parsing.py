@@ -11,6 +11,7 @@ from pydantic_core import from_json
 from api.errors import ApiError
 from api.schemas.inference import TEXTS, TOKENS
 from api.schemas.jobs import ENDPOINTS
+from api.schemas.responses import ID, ITEMS, REFERENCE, TEXT
 
 T = TypeVar("T")
 
@@ -19,7 +20,7 @@ _MAX_PROBLEMS: Final = 100
 #: Longest `param` shown; names of unknown parameters are the caller's own words.
 _MAX_PARAM: Final = 128
 #: Names that pydantic puts into a location for members of a union.
-_UNION_MEMBERS: Final = frozenset({TEXTS, TOKENS, *ENDPOINTS})
+_UNION_MEMBERS: Final = frozenset({TEXTS, TOKENS, TEXT, ITEMS, ID, REFERENCE, *ENDPOINTS})
 
 
 def parse(adapter: TypeAdapter[T], raw: bytes) -> T:

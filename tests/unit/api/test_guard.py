@@ -23,7 +23,13 @@ from tests.apiserver import CHAT, Api, chat, job
 
 
 def _path(route: Route) -> str:
-    return route.path.format(job_id=new_job_id(), model=CHAT)
+    return route.path.format(
+        job_id=new_job_id(),
+        model=CHAT,
+        response_id="resp_x",
+        conversation_id="conv_x",
+        item_id="msg_x",
+    )
 
 
 @pytest.fixture
