@@ -18,6 +18,7 @@ from api.handlers import (
     models,
     operations,
     queues,
+    reference,
     responses,
 )
 from api.handlers.body import expect
@@ -92,6 +93,9 @@ ROUTES: Final = (
     Route(hdrs.METH_GET, "/metrics", operations.metrics, "admin"),
     Route(hdrs.METH_GET, "/healthz", operations.healthz, PUBLIC),
     Route(hdrs.METH_GET, "/readyz", operations.readyz, PUBLIC),
+    Route(hdrs.METH_GET, "/openapi.json", reference.document, PUBLIC),
+    Route(hdrs.METH_GET, "/docs", reference.page, PUBLIC),
+    Route(hdrs.METH_GET, "/docs/{asset}", reference.asset, PUBLIC),
 )
 
 

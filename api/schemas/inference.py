@@ -274,7 +274,7 @@ class CompletionRequest(GenerationRequest):
             list[TokenId], Field(min_length=1, max_length=1_000_000, fail_fast=True), Tag(TOKENS)
         ],
         Discriminator(_prompt_form),
-        BeforeValidator(_one_prompt),
+        BeforeValidator(_one_prompt, json_schema_input_type=str | list[str] | list[int]),
     ]
 
 
@@ -307,6 +307,10 @@ class EmbeddingRequest(InferenceRequest):
     neutral: ClassVar[Neutral] = {"dimensions": ()}
 
     input: Annotated[
-        _Texts | _TokenLists, Discriminator(_input_form), BeforeValidator(_many_inputs)
+        _Texts | _TokenLists,
+        Discriminator(_input_form),
+        BeforeValidator(
+            _many_inputs, json_schema_input_type=str | list[str] | list[int] | list[list[int]]
+        ),
     ]
     encoding_format: Literal["float", "base64"] | None = None

@@ -23,7 +23,9 @@ MAX_EXECUTION_S = 86_400
 
 
 #: Unix seconds; RFC 3339 comes in as well. The bounds tell milliseconds and spans of time from it.
-Moment = Annotated[float, Field(ge=1e9, le=1e10), BeforeValidator(unix_time)]
+Moment = Annotated[
+    float, Field(ge=1e9, le=1e10), BeforeValidator(unix_time, json_schema_input_type=float | str)
+]
 #: Jobs cancelled by one call.
 MAX_CANCELS = 1_000
 
@@ -106,4 +108,20 @@ class Listing(Schema):
     order: Literal["asc", "desc"] = "desc"
 
 
+class Wait(Schema):
+    """Query of `GET /v1/jobs/{id}`."""
+
+    #: Seconds.
+    wait: Annotated[float, Field(ge=0, lt=1e12, strict=False)] | None = None
+
+
+class Following(Schema):
+    """Query of `GET /v1/jobs/{id}/events`."""
+
+    starting_after: Annotated[int, Field(ge=0, lt=10**15, strict=False)] | None = None
+
+
 LISTING = TypeAdapter(Listing)
+#: For the reference; handlers read these leniently.
+WAIT = TypeAdapter(Wait)
+FOLLOWING = TypeAdapter(Following)

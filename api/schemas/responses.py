@@ -63,6 +63,13 @@ def joined_parts(value: Any) -> Any:
     return "".join(texts)
 
 
+class Part(TypedDict):
+    """For the reference; `joined_parts` checks it."""
+
+    type: Literal["input_text", "output_text", "text"]
+    text: str
+
+
 class InputItem(TypedDict):
     """A message. One that the API gave out may be sent back as it came."""
 
@@ -70,7 +77,7 @@ class InputItem(TypedDict):
 
     type: NotRequired[Literal["message"]]
     role: Annotated[Literal["system", "developer", "user", "assistant"], AfterValidator(known_role)]
-    content: Annotated[str, BeforeValidator(joined_parts)]
+    content: Annotated[str, BeforeValidator(joined_parts, json_schema_input_type=str | list[Part])]
     id: NotRequired[Annotated[str, Field(max_length=64)] | None]
     status: NotRequired[Literal["in_progress", "completed", "incomplete"] | None]
     phase: NotRequired[Annotated[Any, only()]]

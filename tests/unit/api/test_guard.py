@@ -29,6 +29,7 @@ def _path(route: Route) -> str:
         response_id="resp_x",
         conversation_id="conv_x",
         item_id="msg_x",
+        asset="start.js",
     )
 
 
@@ -49,8 +50,14 @@ def test_a_route_without_a_known_scope_does_not_start(scope: str) -> None:
         Route("GET", "/v1/x", handler, scope)
 
 
-def test_only_the_probes_are_public() -> None:
-    assert {route.path for route in ROUTES if route.scope == PUBLIC} == {"/healthz", "/readyz"}
+def test_only_the_probes_and_the_reference_are_public() -> None:
+    assert {route.path for route in ROUTES if route.scope == PUBLIC} == {
+        "/healthz",
+        "/readyz",
+        "/openapi.json",
+        "/docs",
+        "/docs/{asset}",
+    }
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")
