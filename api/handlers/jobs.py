@@ -17,11 +17,13 @@ from api.delivery.following import QUEUED_SEQ, Follower, final_record
 from api.errors import ApiError
 from api.handlers.body import Preference, preference, query_number, read_body
 from api.handlers.intake import Terms, milliseconds, new_job
+from api.handlers.responses import previous
 from api.limit_headers import limit_headers
 from api.ports import Queue
 from api.schemas.job_object import accepted_object, job_object, overhead_ms, queue_ms
 from api.schemas.jobs import CANCELS, LISTING, RETRY, SUBMISSION
 from api.schemas.parsing import parse, parse_query
+from api.schemas.responses import ResponseRequest
 from broker.errors import JobNotFoundError
 from broker.jobs import Accepted, Job, NewJob, Status
 from broker.queue import CancelResult
@@ -46,6 +48,8 @@ async def submit(request: web.Request) -> web.Response:
     if wanted.store is False:
         unstored_s = request.app[keys.SETTINGS].api.unstored_ttl_s
         ttl_s = min(ttl_s or unstored_s, unstored_s)
+    if isinstance(wanted.body, ResponseRequest):
+        await _go_on(request, wanted.body)
     job = new_job(
         request,
         wanted.body,
@@ -63,6 +67,15 @@ async def submit(request: web.Request) -> web.Response:
     )
     max_wait_s = request.app[keys.SETTINGS].api.max_wait_s
     return await accept(request, job, preference(request, max_wait_s=max_wait_s))
+
+
+async def _go_on(request: web.Request, wanted: ResponseRequest) -> None:
+    """Give a response what was said before. Raises `ApiError`."""
+    if wanted.conversation_id is not None:
+        message = "Use POST /v1/responses with background for this."
+        raise ApiError("unsupported_parameter", message, param="body.conversation")
+    if wanted.previous_response_id is not None:
+        wanted.go_on_from(await previous(request, wanted.previous_response_id))
 
 
 async def accept(request: web.Request, job: NewJob, prefer: Preference) -> web.Response:

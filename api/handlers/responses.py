@@ -163,11 +163,12 @@ async def _go_on(request: web.Request, wanted: ResponseRequest) -> Claimed | Non
         wanted.go_on_from(claimed.history)
         return claimed
     if wanted.previous_response_id is not None:
-        wanted.go_on_from(await _previous(request, wanted.previous_response_id))
+        wanted.go_on_from(await previous(request, wanted.previous_response_id))
     return None
 
 
-async def _previous(request: web.Request, previous_id: str) -> list[Message]:
+async def previous(request: web.Request, previous_id: str) -> list[Message]:
+    """All that was said up to a completed response. Raises `ApiError`."""
     try:
         job = await _get(request, previous_id)
     except ApiError:

@@ -22,7 +22,7 @@ _ERROR: Final = TypeAdapter(answers.ErrorObject)
 _HEADERS: Final[Mapping[str, dict[str, Any]]] = {
     "Idempotency-Key": {
         "description": "For 24 hours the same key with the same body finds the same job.",
-        "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
+        "schema": {"type": "string", "pattern": "^[ -~]{1,255}$"},
     },
     "Prefer": {
         "description": "`wait=N` (s) or `respond-async`.",
@@ -34,7 +34,7 @@ _HEADERS: Final[Mapping[str, dict[str, Any]]] = {
     },
     "Last-Event-ID": {
         "description": "Number of the last event seen.",
-        "schema": {"type": "string", "pattern": r"^\d{1,15}$"},
+        "schema": {"type": "string", "pattern": r"^\d{0,15}$"},
     },
 }
 
@@ -173,11 +173,11 @@ def _answers(call: Call, schemas: Mapping[int, dict[str, Any]]) -> dict[str, Any
     for status, answer in call.answers.items():
         content: dict[str, Any] = {}
         if isinstance(answer, str):
-            content[answer] = {"schema": {} if answer == _JSON else {"type": "string"}}
+            content[answer] = {} if answer in (_JSON, _EVENTS) else {"schema": {"type": "string"}}
         elif answer is not None:
             content[_JSON] = {"schema": schemas[id(answer)]}
         if call.streams and status == 200:
-            content[_EVENTS] = {"schema": {"type": "string"}}
+            content[_EVENTS] = {}
         shown[str(status)] = {"description": _DESCRIPTIONS[status]}
         if content:
             shown[str(status)]["content"] = content

@@ -6,6 +6,7 @@ from typing import Any
 
 import orjson
 
+from api.schemas.response_object import is_response, response_object
 from broker.jobs import Job, NewJob, Status
 from broker.stats import Position
 
@@ -96,8 +97,15 @@ def job_object(
         "urls": urls(job.id),
     }
     if with_output:
-        shown["output"] = orjson.Fragment(job.output) if job.output else None
+        shown["output"] = rendered_output(job)
     return shown
+
+
+def rendered_output(job: Job) -> Any:
+    """The answer of a job's endpoint, for `orjson.dumps`; workers answer a response as a chat."""
+    if not job.output:
+        return None
+    return response_object(job) if is_response(job) else orjson.Fragment(job.output)
 
 
 def queue_ms(job: Job) -> int | None:

@@ -13,6 +13,7 @@ from api.schemas.inference import (
     EmbeddingRequest,
     InferenceRequest,
 )
+from api.schemas.responses import ResponseRequest
 from broker.jobs import Band, Status
 
 #: 30 days.
@@ -62,7 +63,12 @@ class EmbeddingSubmission(_Submission):
     body: EmbeddingRequest
 
 
-Submission = ChatSubmission | CompletionSubmission | EmbeddingSubmission
+class ResponseSubmission(_Submission):
+    endpoint: Literal["/v1/responses"]
+    body: ResponseRequest
+
+
+Submission = ChatSubmission | CompletionSubmission | EmbeddingSubmission | ResponseSubmission
 
 SUBMISSION: TypeAdapter[Submission] = TypeAdapter(
     Annotated[Submission, Field(discriminator="endpoint")]

@@ -40,6 +40,8 @@ TEXT, ITEMS = "<text>", "<items>"
 #: The two forms of `conversation`.
 ID, REFERENCE = "<id>", "<reference>"
 
+#: An answer's own parts come back with these.
+_PART_KEYS = frozenset({"type", "text", "annotations", "logprobs"})
 _PART_TYPES = frozenset({"input_text", "output_text", "text"})
 
 
@@ -55,6 +57,8 @@ def joined_parts(value: Any) -> Any:
             raise PydanticCustomError(
                 "unsupported_value", "only content parts with text are supported"
             )
+        if not part.keys() <= _PART_KEYS:
+            raise PydanticCustomError("unsupported_value", "a part of this form is not supported")
         if not isinstance(part.get("text"), str):
             raise PydanticCustomError("content_part", "a part of this type needs a text")
         texts.append(part["text"])
@@ -68,6 +72,8 @@ class Part(TypedDict):
 
     type: Literal["input_text", "output_text", "text"]
     text: str
+    annotations: NotRequired[Any]
+    logprobs: NotRequired[Any]
 
 
 class InputItem(TypedDict):

@@ -228,6 +228,10 @@ async def test_leaving_a_stream_cancels_only_what_is_not_in_the_background(
         ({"background": True, "store": False}, "background"),
         ({"previous_response_id": "resp_x", "conversation": "conv_x"}, "conversation"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input.0.content"),
+        (
+            {"input": [{"role": "user", "content": [{"type": "text", "text": "x", "detail": 1}]}]},
+            "input.0.content",
+        ),
         ({"input": [{"type": "function_call_output", "output": ""}]}, "input.0.type"),
         ({"max_output_tokens": 10**6}, "max_output_tokens"),
         ({"temperature": 3}, "temperature"),
@@ -356,3 +360,22 @@ async def test_the_synchronous_client(api: Api) -> None:
                 client.responses.cancel(response.id)
 
     await asyncio.to_thread(use)
+
+
+async def test_a_response_as_a_job(client: openai.AsyncOpenAI) -> None:
+    first = await client.responses.create(model=CHAT, input="hi")
+    body = {"model": CHAT, "input": "more", "previous_response_id": first.id}
+    job: Any = await client.post(
+        "/jobs",
+        body={"endpoint": "/v1/responses", "body": body},
+        options={"headers": {"Prefer": "wait=9"}},
+        cast_to=object,
+    )
+    response = await client.responses.retrieve(job["id"].replace("job_", "resp_"))
+    assert job["output"] == response.model_dump(mode="json", exclude_unset=True)
+    assert response.previous_response_id == first.id
+    body = {"model": CHAT, "input": "more", "conversation": "conv_x"}
+    submission = {"endpoint": "/v1/responses", "body": body}
+    with pytest.raises(openai.BadRequestError) as refused:
+        await client.post("/jobs", body=submission, cast_to=object)
+    assert refused.value.param == "body.conversation"

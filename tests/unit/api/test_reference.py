@@ -12,6 +12,7 @@ from api.reference.calls import CALLS, Call
 from api.reference.document import openapi
 from api.routes import ROUTES, Route
 from api.schemas import answers
+from broker.jobs import new_job_id
 from tests.apiserver import Api
 
 EXAMPLES = {name: call for name, call in CALLS.items() if call.example is not None}
@@ -123,3 +124,43 @@ async def test_the_page_brings_all_it_needs(api: Api) -> None:
         assert "://" not in name
     assert (await api.client.get("/docs/..%2F..%2Fsetup.cfg")).status == 404
     assert (await api.client.get("/docs/README.md")).status == 404
+
+
+WITH_IDS = [
+    route for route in ROUTES if "_id}" in route.path and not route.path.startswith("/v1/dead")
+]
+
+
+@pytest.mark.parametrize("route", WITH_IDS, ids=lambda route: f"{route.method} {route.path}")
+async def test_anothers_id_is_answered_like_a_missing_one(api: Api, route: Route) -> None:
+    """Every route that names something of a tenant, made from the table of routes."""
+    job = await api.client.post("/v1/jobs", json={**_example("POST /v1/jobs"), "delay": 60})
+    response = await api.client.post("/v1/responses", json=_example("POST /v1/responses"))
+    talk = await api.client.post("/v1/conversations", json=_example("POST /v1/conversations"))
+    talk_id = (await talk.json())["id"]
+    items = await api.client.get(f"/v1/conversations/{talk_id}/items")
+    mine = {
+        "job_id": (await job.json())["id"],
+        "response_id": (await response.json())["id"],
+        "conversation_id": talk_id,
+        "item_id": (await items.json())["data"][0]["id"],
+    }
+    new = new_job_id().removeprefix("job_")
+    kinds = {"job_id": "job_", "response_id": "resp_", "conversation_id": "conv_"}
+    missing = {**mine, **{name: kind + new for name, kind in kinds.items()}}
+    body = {"items": [{"role": "user", "content": "x"}]} if route.path.endswith("items") else {}
+    answers_ = []
+    for ids in (mine, missing):
+        answer = await api.client.request(
+            route.method,
+            route.path.format(**ids),
+            headers={"Authorization": "Bearer b", "x-request-id": "same"},
+            json=body if route.method == "POST" else None,
+        )
+        answers_.append((answer.status, await answer.read()))
+    assert answers_[0] == answers_[1]
+    assert answers_[0][0] == 404
+
+
+def _example(name: str) -> dict[str, Any]:
+    return dict(EXAMPLES[name].example or {})
