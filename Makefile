@@ -82,7 +82,18 @@ chaos: $(READY) ## Over 100 faults under load: kills, restarts, cuts, pauses; fa
 	@infra/test-services.sh
 	@$(BIN)/python -m loadtests.chaos $(CHAOS_ARGS)
 
+FUZZ := .venv-fuzz
+
+# In an environment of its own: its packages have other pins.
+$(FUZZ)/bin/schemathesis:
+	$(PYTHON) -m venv $(FUZZ)
+	$(FUZZ)/bin/pip install -q schemathesis==4.32.5
+
+.PHONY: fuzz-api
+fuzz-api: $(READY) $(FUZZ)/bin/schemathesis ## Random requests from the OpenAPI document; fails if one finds something (FUZZ_S=60)
+	@$(BIN)/python -m loadtests.fuzz_api $(FUZZ)/bin/schemathesis $(or $(FUZZ_S),60)
+
 .PHONY: clean
 clean: ## Remove the environment and caches (not the data folder .forebay)
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info build dist
+	rm -rf $(VENV) $(FUZZ) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -12,18 +12,21 @@ from aiohttp import hdrs, web
 from api import keys
 from api.accounts.directory import open_directory
 from api.auth.authenticator import Authenticator
+from api.auth.failures import Failures
 from api.delivery.background import Background
 from api.delivery.closing import Closing
 from api.delivery.sweeping import sweep_forever
 from api.handlers import operations
 from api.metrics import Metrics
+from api.middlewares import cors
 from api.middlewares.guard import make_guard
 from api.ports import Authenticator as AuthenticatorPort
-from api.ports import Hub, Queue
+from api.ports import Conversations, Hub, Queue
 from api.protocol_log import LOGGER
 from api.routes import PUBLIC, Route, add_routes
 from broker.async_queue import AsyncRedisQueue
 from broker.connections import connect_async
+from broker.conversations import RedisConversations
 from broker.results import EventHub
 from config.catalogue import ModelSpec
 from config.settings import Settings
@@ -38,6 +41,7 @@ def make_app(
     queue: Queue | None = None,
     hub: Hub | None = None,
     authenticator: AuthenticatorPort | None = None,
+    conversations: Conversations | None = None,
 ) -> web.Application:
     """The API. Tests bring their own queue, hub and authenticator; what is None is made here."""
     app = web.Application(
@@ -48,6 +52,7 @@ def make_app(
             # Compressed bodies are refused, so nothing is to be unpacked.
             "auto_decompress": False,
             "lingering_time": 5.0,
+            "keepalive_timeout": settings.api.keepalive_timeout_s,
             "access_log": None,
             "logger": LOGGER,
         },
@@ -57,18 +62,25 @@ def make_app(
     app[keys.METRICS] = Metrics()
     app[keys.CLOSING] = Closing()
     app[keys.BACKGROUND] = Background()
-    if None in (queue, hub, authenticator):
+    app[keys.LOGIN_FAILURES] = Failures(settings.auth.failures_per_minute)
+    if None in (queue, hub, authenticator, conversations):
         app.cleanup_ctx.append(_redis)
     if queue is None or hub is None:
         app.cleanup_ctx.append(_broker)
     else:
         app[keys.QUEUE], app[keys.HUB] = queue, hub
+    if conversations is None:
+        app.cleanup_ctx.append(_conversations)
+    else:
+        app[keys.CONVERSATIONS] = conversations
     if authenticator is None:
         app.cleanup_ctx.append(_accounts)
     else:
         app[keys.ACCOUNTS_READY], app[keys.AUTHENTICATOR] = lambda: True, authenticator
     app.cleanup_ctx.append(_background)
     app.on_shutdown.append(_begin_closing)
+    if settings.api.origins:
+        cors.install(app, settings.api.origins)
     app.middlewares.append(make_guard(add_routes(app.router)))
     return app
 
@@ -80,6 +92,7 @@ def make_metrics_app(app: web.Application) -> web.Application:
     metrics_app = web.Application(handler_args={"access_log": None, "logger": LOGGER})
     metrics_app[keys.CATALOGUE] = app[keys.CATALOGUE]
     metrics_app[keys.METRICS] = app[keys.METRICS]
+    metrics_app[keys.LOGIN_FAILURES] = app[keys.LOGIN_FAILURES]
     metrics_app[keys.QUEUE] = app[keys.QUEUE]
     metrics_app[keys.AUTHENTICATOR] = app[keys.AUTHENTICATOR]
     table = (Route(hdrs.METH_GET, "/metrics", operations.metrics, scope),)
@@ -104,6 +117,12 @@ async def _broker(app: web.Application) -> AsyncIterator[None]:
     with suppress(asyncio.CancelledError):
         await sweeping
     await hub.stop()
+
+
+async def _conversations(app: web.Application) -> AsyncIterator[None]:
+    ttl_s = app[keys.SETTINGS].api.conversation_ttl_s
+    app[keys.CONVERSATIONS] = RedisConversations(app[keys.REDIS], ttl_s=ttl_s)
+    yield
 
 
 async def _accounts(app: web.Application) -> AsyncIterator[None]:

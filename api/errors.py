@@ -59,10 +59,12 @@ CODES: Final[Mapping[str, Code]] = {
     "request_timeout": Code(408, _REQUEST, True, "The request body did not arrive in time"),
     "cancelled": Code(409, _REQUEST, False, "The job was cancelled"),
     "not_retryable": Code(409, _REQUEST, False, "The job has neither failed nor expired"),
+    "conversation_locked": Code(409, _REQUEST, True, "A response of the conversation still runs"),
     "result_expired": Code(410, _REQUEST, False, "The result is no longer kept"),
     "payload_too_large": Code(413, _REQUEST, False, "The request body is too large"),
     "unsupported_media_type": Code(415, _REQUEST, False, "The body has an unsupported form"),
     "idempotency_key_reused": Code(422, _REQUEST, False, "The idempotency key was used before"),
+    "authentication_limited": Code(429, _LIMIT, False, "Too many failed logins"),
     "queue_full": Code(429, _LIMIT, True, "The queue is full"),
     "rate_limit_exceeded": Code(429, _LIMIT, True, "Too many requests"),
     "tokens_exceeded": Code(429, _LIMIT, True, "Too many tokens"),
@@ -174,6 +176,8 @@ def from_aiohttp(error: web.HTTPException) -> ApiError:
 
 def from_job(job: Job) -> ApiError:
     """Why a terminal job has no output."""
+    if job.erased_ms:
+        return ApiError("result_expired", job_id=job.id)
     if job.status is Status.CANCELLED:
         return ApiError("cancelled", job_id=job.id)
     if job.status is Status.EXPIRED:

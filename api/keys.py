@@ -8,11 +8,12 @@ from typing import Final
 import redis.asyncio
 from aiohttp import web
 
+from api.auth.failures import Failures
 from api.auth.principal import Principal
 from api.delivery.background import Background
 from api.delivery.closing import Closing
 from api.metrics import Metrics
-from api.ports import Authenticator, Hub, Queue
+from api.ports import Authenticator, Conversations, Hub, Queue
 from config.catalogue import ModelSpec
 from config.settings import Settings
 
@@ -24,7 +25,9 @@ HUB: Final[web.AppKey[Hub]] = web.AppKey("hub")
 #: Whether accounts were loaded.
 ACCOUNTS_READY: Final[web.AppKey[Callable[[], bool]]] = web.AppKey("accounts_ready")
 AUTHENTICATOR: Final[web.AppKey[Authenticator]] = web.AppKey("authenticator")
+LOGIN_FAILURES: Final = web.AppKey("login_failures", Failures)
 BACKGROUND: Final = web.AppKey("background", Background)
+CONVERSATIONS: Final[web.AppKey[Conversations]] = web.AppKey("conversations")
 CLOSING: Final = web.AppKey("closing", Closing)
 METRICS: Final = web.AppKey("metrics", Metrics)
 

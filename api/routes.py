@@ -9,7 +9,18 @@ from typing import Final
 from aiohttp import hdrs, web
 
 from api.auth.principal import SCOPES
-from api.handlers import dead_letters, events, inference, jobs, models, operations, queues
+from api.handlers import (
+    conversations,
+    dead_letters,
+    events,
+    inference,
+    jobs,
+    models,
+    operations,
+    queues,
+    reference,
+    responses,
+)
 from api.handlers.body import expect
 
 #: Instead of a scope: anybody may call this, without a credential.
@@ -36,12 +47,40 @@ ROUTES: Final = (
     Route(hdrs.METH_GET, "/v1/jobs", jobs.listing, "jobs"),
     Route(hdrs.METH_GET, "/v1/jobs/{job_id}", jobs.fetch, "jobs"),
     Route(hdrs.METH_GET, "/v1/jobs/{job_id}/events", events.events, "jobs"),
+    Route(hdrs.METH_DELETE, "/v1/jobs/{job_id}", jobs.delete, "jobs"),
     Route(hdrs.METH_POST, "/v1/jobs/{job_id}/cancel", jobs.cancel, "jobs"),
     Route(hdrs.METH_POST, "/v1/jobs/{job_id}/retry", jobs.retry, "jobs"),
     Route(hdrs.METH_POST, "/v1/jobs/cancel", jobs.cancel_many, "jobs"),
     Route(hdrs.METH_POST, "/v1/chat/completions", inference.chat, "jobs"),
     Route(hdrs.METH_POST, "/v1/completions", inference.completion, "jobs"),
     Route(hdrs.METH_POST, "/v1/embeddings", inference.embedding, "jobs"),
+    Route(hdrs.METH_POST, "/v1/responses", responses.create, "jobs"),
+    Route(hdrs.METH_GET, "/v1/responses/{response_id}", responses.fetch, "jobs"),
+    Route(hdrs.METH_DELETE, "/v1/responses/{response_id}", responses.delete, "jobs"),
+    Route(hdrs.METH_POST, "/v1/responses/{response_id}/cancel", responses.cancel, "jobs"),
+    Route(hdrs.METH_GET, "/v1/responses/{response_id}/input_items", responses.list_inputs, "jobs"),
+    Route(hdrs.METH_POST, "/v1/conversations", conversations.create, "jobs"),
+    Route(hdrs.METH_GET, "/v1/conversations/{conversation_id}", conversations.fetch, "jobs"),
+    Route(hdrs.METH_POST, "/v1/conversations/{conversation_id}", conversations.update, "jobs"),
+    Route(hdrs.METH_DELETE, "/v1/conversations/{conversation_id}", conversations.delete, "jobs"),
+    Route(
+        hdrs.METH_GET, "/v1/conversations/{conversation_id}/items", conversations.list_items, "jobs"
+    ),
+    Route(
+        hdrs.METH_POST, "/v1/conversations/{conversation_id}/items", conversations.add_items, "jobs"
+    ),
+    Route(
+        hdrs.METH_GET,
+        "/v1/conversations/{conversation_id}/items/{item_id}",
+        conversations.fetch_item,
+        "jobs",
+    ),
+    Route(
+        hdrs.METH_DELETE,
+        "/v1/conversations/{conversation_id}/items/{item_id}",
+        conversations.delete_item,
+        "jobs",
+    ),
     Route(hdrs.METH_GET, "/v1/queues", queues.listing, "jobs"),
     Route(hdrs.METH_GET, "/v1/models", models.listing, "jobs"),
     Route(hdrs.METH_GET, "/v1/models/{model}", models.fetch, "jobs"),
@@ -54,6 +93,9 @@ ROUTES: Final = (
     Route(hdrs.METH_GET, "/metrics", operations.metrics, "admin"),
     Route(hdrs.METH_GET, "/healthz", operations.healthz, PUBLIC),
     Route(hdrs.METH_GET, "/readyz", operations.readyz, PUBLIC),
+    Route(hdrs.METH_GET, "/openapi.json", reference.document, PUBLIC),
+    Route(hdrs.METH_GET, "/docs", reference.page, PUBLIC),
+    Route(hdrs.METH_GET, "/docs/{asset}", reference.asset, PUBLIC),
 )
 
 

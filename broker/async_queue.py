@@ -74,6 +74,9 @@ class AsyncRedisQueue:
     async def get(self, job_id: str, *, tenant: str | None = None) -> Job:
         return await self._run(self._calls.get(job_id, tenant))
 
+    async def was_kept(self, job_id: str, *, tenant: str) -> bool:
+        return await self._run(self._calls.was_kept(job_id, tenant))
+
     async def list_jobs(
         self,
         tenant: str,
@@ -115,6 +118,9 @@ class AsyncRedisQueue:
             batch = await self._run(call)
             results.update(batch)
         return results
+
+    async def erase(self, job_id: str, *, tenant: str | None = None) -> bool:
+        return await self._run(self._calls.erase(job_id, tenant))
 
     async def retry(
         self, job_id: str, *, tenant: str | None = None, deadline_ms: int = 0

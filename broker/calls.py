@@ -111,6 +111,14 @@ class Calls(ReadingCalls):
 
         return script_call(scripts.CANCEL, decode, (), tenant or "", *job_ids)
 
+    def erase(self, job_id: str, tenant: str | None) -> Call[bool]:
+        def decode(reply: int, _: bool) -> bool:
+            if reply < 0:
+                raise JobNotFoundError(job_id)
+            return reply == 0
+
+        return script_call(scripts.ERASE, decode, (), job_id, tenant or "")
+
     def retry(self, job_id: str, tenant: str | None, deadline_ms: int) -> Call[Accepted]:
         def decode(reply: Any, _: bool) -> Accepted:
             code = reply[0]

@@ -79,6 +79,16 @@ def limits(scope: str, owner: str) -> str:
     return f"fb:limit:{scope}:{owner}"
 
 
+def conversation(conversation_id: str) -> str:
+    """Hash with expiry: owner, metadata, the job that is pending, number of places given out."""
+    return f"fb:conv:{conversation_id}"
+
+
+def conversation_items(conversation_id: str) -> str:
+    """Hash with expiry: item id -> `<place>|<JSON>`."""
+    return f"fb:conv:{conversation_id}:items"
+
+
 def worker(owner: str) -> str:
     """String with expiry: a worker's status as JSON."""
     return f"fb:worker:{owner}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from broker.errors import (
     DuplicateJobError,
@@ -105,9 +106,23 @@ class MemoryQueue(MemoryReadings):
                     results[job_id] = self.cancel(job_id, tenant=tenant)
             return results
 
+    def erase(self, job_id: str, *, tenant: str | None = None) -> bool:
+        with self._lock:
+            record = self._owned(job_id, tenant)
+            erased_ms = record.job.erased_ms or self._clock_ms()
+            record.job = replace(record.job, erased_ms=erased_ms)
+            self._queues[record.job.model].unbury(job_id)
+            if self.cancel(job_id) == "cancelling":
+                record.job = replace(record.job, body=b"", metadata=b"{}")
+                return False
+            self._wipe(record)
+            return True
+
     def retry(self, job_id: str, *, tenant: str | None = None, deadline_ms: int = 0) -> Accepted:
         with self._lock:
             record = self._owned(job_id, tenant)
+            if record.job.erased_ms:
+                raise NotRetryableError(job_id, "erased")
             if record.job.status not in (Status.FAILED, Status.EXPIRED):
                 raise NotRetryableError(job_id, record.job.status)
             self._check_limits(record)
@@ -259,7 +274,7 @@ class MemoryQueue(MemoryReadings):
             state.unpark(job.tenant, policy.max_in_flight)
             record.ended = claim.attempt
             self._finish(record, outcome)
-            if dead:
+            if dead and not job.erased_ms:
                 code = outcome.error.code if outcome.error else ""
                 state.bury(job, code, self._clock_ms())
             return True

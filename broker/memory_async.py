@@ -26,6 +26,9 @@ class AsyncMemoryQueue:
     async def get(self, job_id: str, *, tenant: str | None = None) -> Job:
         return self._memory.get(job_id, tenant=tenant)
 
+    async def was_kept(self, job_id: str, *, tenant: str) -> bool:
+        return self._memory.was_kept(job_id, tenant=tenant)
+
     async def list_jobs(
         self,
         tenant: str,
@@ -56,6 +59,9 @@ class AsyncMemoryQueue:
         self, job_ids: Sequence[str], *, tenant: str | None = None
     ) -> dict[str, CancelResult]:
         return self._memory.cancel_many(job_ids, tenant=tenant)
+
+    async def erase(self, job_id: str, *, tenant: str | None = None) -> bool:
+        return self._memory.erase(job_id, tenant=tenant)
 
     async def retry(
         self, job_id: str, *, tenant: str | None = None, deadline_ms: int = 0

@@ -28,6 +28,12 @@ class MemoryReadings(MemoryStore):
         with self._lock:
             return self._owned(job_id, tenant).job
 
+    def was_kept(self, job_id: str, *, tenant: str) -> bool:
+        with self._lock:
+            record = self._find(job_id)
+            owner = record.job.tenant if record else self._expired.get(job_id)
+            return owner == tenant
+
     def list_jobs(
         self,
         tenant: str,

@@ -16,7 +16,18 @@ from broker.errors import (
     RateLimitedError,
 )
 from broker.forecast import RIVALS, Outlook, part_of_band, queue_wait_ms, tenant_wait_ms
-from broker.jobs import BANDS, Band, Event, EventType, Job, JobError, Outcome, Status, Usage
+from broker.jobs import (
+    BANDS,
+    STUB_S,
+    Band,
+    Event,
+    EventType,
+    Job,
+    JobError,
+    Outcome,
+    Status,
+    Usage,
+)
 from broker.memory_limits import Meters
 from broker.memory_state import Lease, ModelQueue, Named, Record
 from broker.policies import TenantPolicy, shedding_marks
@@ -44,6 +55,8 @@ class MemoryStore:
         self._records: dict[str, Record] = {}
         self._queues: dict[str, ModelQueue] = {}
         self._policies: dict[str, TenantPolicy] = {}
+        #: Owners of jobs that were kept long enough.
+        self._expired: dict[str, str] = {}
         self._named: dict[tuple[str, str], Named] = {}
         self._meters = Meters()
         self._workers: dict[str, tuple[WorkerStatus, int]] = {}
@@ -68,6 +81,7 @@ class MemoryStore:
         record = self._records.get(job_id)
         if record and record.expires_ms is not None and record.expires_ms <= self._clock_ms():
             del self._records[job_id]
+            self._expired[job_id] = record.job.tenant
             return None
         return record
 
@@ -106,6 +120,16 @@ class MemoryStore:
             error=outcome.error,
             usage=outcome.usage,
         )
+        if record.job.erased_ms:
+            self._wipe(record)
+
+    def _wipe(self, record: Record) -> None:
+        """Take the content out of an ended job."""
+        record.job = replace(record.job, body=b"", metadata=b"{}", output=None)
+        while len(record.log) > 1:
+            record.log.popleft()
+        record.text = ""
+        record.expires_ms = self._clock_ms() + STUB_S * 1000
 
     def _unlease(self, state: ModelQueue, job: Job) -> Lease:
         state.running[job.tenant] -= 1

@@ -37,6 +37,13 @@ class JobQueue(Protocol):
         """The job record. Raises `JobNotFoundError`, also when `tenant` isn't its owner."""
         ...
 
+    def was_kept(self, job_id: str, *, tenant: str) -> bool:
+        """Whether the tenant is still known to have had this job; for some time after it expired.
+
+        At most eight days from its submit; ids of expired jobs are dropped one by one.
+        """
+        ...
+
     def list_jobs(
         self,
         tenant: str,
@@ -60,6 +67,14 @@ class JobQueue(Protocol):
         self, job_ids: Sequence[str], *, tenant: str | None = None
     ) -> dict[str, CancelResult]:
         """Cancel many at once; ids without a job (of the tenant) are left out of the answer."""
+        ...
+
+    def erase(self, job_id: str, *, tenant: str | None = None) -> bool:
+        """Cancel a job that hasn't ended, and erase prompt, output, text and metadata.
+
+        A stub without content stays for eight days. False: its worker has to stop first; what it
+        still brings is dropped. Raises `JobNotFoundError`.
+        """
         ...
 
     def retry(self, job_id: str, *, tenant: str | None = None, deadline_ms: int = 0) -> Accepted:

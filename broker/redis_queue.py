@@ -92,6 +92,9 @@ class RedisQueue:
     def get(self, job_id: str, *, tenant: str | None = None) -> Job:
         return self._run(self._calls.get(job_id, tenant))
 
+    def was_kept(self, job_id: str, *, tenant: str) -> bool:
+        return self._run(self._calls.was_kept(job_id, tenant))
+
     def list_jobs(
         self,
         tenant: str,
@@ -133,6 +136,9 @@ class RedisQueue:
             batch = self._run(call)
             results.update(batch)
         return results
+
+    def erase(self, job_id: str, *, tenant: str | None = None) -> bool:
+        return self._run(self._calls.erase(job_id, tenant))
 
     def retry(self, job_id: str, *, tenant: str | None = None, deadline_ms: int = 0) -> Accepted:
         return self._run(self._calls.retry(job_id, tenant, deadline_ms))

@@ -15,7 +15,7 @@ from importlib import resources
 from broker.drain import FADING_MS
 from broker.fairness import LEAST_TOKENS, MEMORY
 from broker.forecast import RIVALS
-from broker.jobs import BAND_SHARES, BANDS
+from broker.jobs import BAND_SHARES, BANDS, STUB_S
 from broker.limits import MINUTE_MS, TOLERANCE_MS
 
 
@@ -42,6 +42,7 @@ def _constants(script: str) -> str:
         "LEAST_TOKENS": repr(LEAST_TOKENS),
         "FADING_MS": repr(FADING_MS),
         "RIVALS": repr(RIVALS),
+        "STUB_S": repr(STUB_S),
         "MINUTE_MS": repr(MINUTE_MS),
         "TOLERANCE_MS": repr(TOLERANCE_MS),
     }
@@ -85,6 +86,7 @@ COMPLETE = _load("complete")
 REQUEUE = _load("requeue")
 RELEASE_OWNER = _load("release_owner")
 CANCEL = _load("cancel")
+ERASE = _load("erase")
 RETRY = _load("retry")
 DEAD_LETTERS = _load("dead_letters")
 REPLAY_DEAD = _load("replay_dead")
@@ -98,6 +100,7 @@ LEASES = _load("leases")
 STATS = _load("stats")
 TENANT_QUEUE = _load("tenant_queue")
 LIST_JOBS = _load("list_jobs")
+CONVERSE = _load("converse")
 
 ALL: tuple[Script, ...] = (
     ENQUEUE,
@@ -107,6 +110,7 @@ ALL: tuple[Script, ...] = (
     REQUEUE,
     RELEASE_OWNER,
     CANCEL,
+    ERASE,
     RETRY,
     DEAD_LETTERS,
     REPLAY_DEAD,
@@ -120,4 +124,5 @@ ALL: tuple[Script, ...] = (
     STATS,
     TENANT_QUEUE,
     LIST_JOBS,
+    CONVERSE,
 )

@@ -98,10 +98,24 @@ class Api(_Section):
     read_timeout_s: Seconds = 60.0
     #: A reader that takes nothing of its answer for this long is cut off.
     write_timeout_s: Seconds = 30.0
+    #: An idle connection is closed after this; longer than what a proxy in front keeps its own.
+    keepalive_timeout_s: Seconds = 75.0
+    #: Origins whose pages may call the API, separated by commas, or `*`; empty: none.
+    cors_origins: str = ""
+    #: How long a job with `store: false` can be read once it has ended.
+    unstored_ttl_s: Positive = 300
+    #: How long a stored response can be read and continued once it has ended.
+    response_ttl_s: Positive = 604_800
+    #: A conversation is kept for this long after its last change.
+    conversation_ttl_s: Positive = 2_592_000
     #: Time given to open requests at shutdown.
     shutdown_grace_s: Seconds = 8.0
     #: Interval of `: ping` comments on an event stream.
     ping_interval_s: Seconds = 15.0
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        return tuple(filter(None, map(str.strip, self.cors_origins.split(","))))
 
 
 class Auth(_Section):
@@ -117,6 +131,8 @@ class Auth(_Section):
     key_env: Annotated[str, Field(pattern=r"^[a-z]{2,10}$")] = "live"
     #: Longest a change made by another process stays unseen when its notice was lost.
     refresh_s: Annotated[float, Field(gt=0, le=5)] = 3.0
+    #: Failed logins an address, and a key prefix, may have in each API process; beyond them 429.
+    failures_per_minute: Positive = 60
 
 
 class Jwt(_Section):

@@ -18,6 +18,7 @@ from api.auth.principal import Principal
 from api.protocol import ApiRunner
 from broker.async_queue import AsyncRedisQueue
 from broker.connections import connect, connect_async
+from broker.conversations import MemoryConversations, RedisConversations
 from broker.errors import BrokerUnavailableError
 from broker.jobs import Claim, Delta, JobError, Outcome, Status, Usage
 from broker.policies import TenantPolicy
@@ -170,7 +171,7 @@ class Worker:
             )
 
     def _finish(self, claim: Claim, text: str) -> None:
-        chat = claim.job.endpoint == "/v1/chat/completions"
+        chat = claim.job.endpoint in ("/v1/chat/completions", "/v1/responses")
         choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": "stop"}
         if chat:
             choice["message"] = {"role": "assistant", "content": text}
@@ -238,11 +239,24 @@ class Api:
 
 @asynccontextmanager
 async def serving(
-    settings: Settings, queue: JobQueue, async_queue: Any, hub: Any, *, key: str = "a"
+    settings: Settings,
+    queue: JobQueue,
+    async_queue: Any,
+    hub: Any,
+    *,
+    key: str = "a",
+    conversations: Any = None,
 ) -> AsyncIterator[Api]:
     noticed = Noticed(async_queue)
     accounts = Accounts()
-    app = make_app(settings, MODELS, queue=noticed, hub=hub, authenticator=accounts)
+    app = make_app(
+        settings,
+        MODELS,
+        queue=noticed,
+        hub=hub,
+        authenticator=accounts,
+        conversations=conversations or MemoryConversations(),
+    )
     worker = Worker(queue, noticed.bell)
     working = asyncio.create_task(worker.run())
     server = _Server(app)
@@ -263,7 +277,13 @@ async def running(settings: Settings) -> AsyncIterator[Api]:
         hub = EventHub(async_client)
         await hub.start()
         queue = AsyncRedisQueue(async_client, settings.queue)
-        async with serving(settings, RedisQueue(client, settings.queue), queue, hub) as api:
+        async with serving(
+            settings,
+            RedisQueue(client, settings.queue),
+            queue,
+            hub,
+            conversations=RedisConversations(async_client, ttl_s=60),
+        ) as api:
             yield api
         await hub.stop()
     client.close()

@@ -85,9 +85,12 @@ async def attended(app: web.Application, job: NewJob) -> AsyncIterator[Attendanc
 async def first_record(queue: Queue, job_id: str) -> Job:
     """The job of an earlier request. Raises `ApiError` when it is no longer kept."""
     try:
-        return await queue.get(job_id)
+        job = await queue.get(job_id)
     except JobNotFoundError:
         raise ApiError("result_expired", job_id=job_id) from None
+    if job.erased_ms:
+        raise ApiError("result_expired", job_id=job_id)
+    return job
 
 
 @asynccontextmanager

@@ -192,7 +192,7 @@ end
 local function read_job(id)
   local raw = call('HMGET', 'fb:job:' .. id, 'status', 'tenant', 'band', 'model', 'cost', 'attempt',
     'refunds', 'max_attempts', 'seq', 'result_ttl_s', 'deadline_ms',
-    'created_ms', 'queued_ms', 'limits', 'key_id')
+    'created_ms', 'queued_ms', 'limits', 'key_id', 'erased_ms')
   if not raw[1] then
     return nil
   end
@@ -201,7 +201,7 @@ local function read_job(id)
     cost = tonumber(raw[5]), attempt = tonumber(raw[6] or 0), refunds = tonumber(raw[7] or 0),
     max_attempts = tonumber(raw[8]), seq = tonumber(raw[9]), ttl = tonumber(raw[10]),
     deadline = raw[11] or nil, since = tonumber(raw[13] or raw[12]),
-    limits = raw[14] or nil, key_id = raw[15] or '',
+    limits = raw[14] or nil, key_id = raw[15] or '', erased = raw[16],
   }
 end
 
@@ -286,6 +286,17 @@ local function settle_limits(job, tokens, now)
   end
 end
 
+-- Takes prompt, output and the caller's own words out of an ended job; who, what and when stay for
+-- STUB_S. The last event says how it ended and has no text.
+local function wipe(id)
+  local key = 'fb:job:' .. id
+  call('HDEL', key, 'body', 'metadata', 'output')
+  call('LTRIM', key .. ':events', -1, -1)
+  call('DEL', key .. ':text')
+  call('EXPIRE', key, STUB_S)
+  call('EXPIRE', key .. ':events', STUB_S)
+end
+
 -- Makes a job terminal, once it is out of queue, delay and lease. `fields` are further fields and
 -- values of the record (output, error, usage); `taken`: tokens it really took.
 local function finish(base, id, job, status, now, fields, taken)
@@ -301,6 +312,25 @@ local function finish(base, id, job, status, now, fields, taken)
   call('EXPIRE', key, job.ttl)
   call('EXPIRE', key .. ':events', job.ttl)
   call('EXPIRE', key .. ':text', job.ttl)
+  if job.erased then
+    wipe(id)
+  end
+end
+
+-- Cancels a job: 0 it was waiting and is gone | 1 its worker is asked to stop | 2 it had ended.
+local function stop(base, id, job, now)
+  if job.status == 'queued' then
+    unwait(base, id, job)
+    finish(base, id, job, 'cancelled', now, {})
+    return 0
+  elseif job.status == 'in_progress' then
+    call('SADD', base .. 'x', id)
+    call('HSET', 'fb:job:' .. id, 'status', 'cancelling', 'seq', job.seq + 1)
+    log_event(id, job.seq + 1, 'cancelling', job.attempt)
+    call('PUBLISH', base .. 'cancel', id)
+    return 1
+  end
+  return job.status == 'cancelling' and 1 or 2
 end
 
 local function bury(base, id, job, now, code)

@@ -56,7 +56,7 @@ end
 call('HSET', base .. 's', unpack(changed))
 unpark(base, job.tenant, running, ARGV[6])
 finish(base, id, job, status, now, {'ended', attempt, unpack(ARGV, 8)}, tonumber(ARGV[4]))
-if ARGV[7] ~= '' then
+if ARGV[7] ~= '' and not job.erased then
   bury(base, id, job, now, ARGV[7])
 end
 return 1

@@ -89,6 +89,7 @@ MOVES: dict[str, tuple[int, dict[str, st.SearchStrategy[Any]]]] = {
     "put_in": (3, {"jobs": st.lists(JOBS, min_size=1, max_size=4), "crash": CRASH}),
     "api_dies_between_accept_and_answer": (1, {"fields": JOBS}),
     "cancel": (1, {"picks": st.lists(PICK, min_size=1, max_size=3), "crash": CRASH}),
+    "erase": (1, {"pick": PICK, "crash": CRASH}),
     "retry": (2, {"pick": PICK, "deadline": st.sampled_from([0, 8_000]), "crash": CRASH}),
     "claim": (
         6,
@@ -285,6 +286,9 @@ class Twins(RuleBasedStateMachine):
         ids = [*map(self.pick, picks), "job_none"]
         self.both(lambda queue: queue.cancel_many(ids, tenant="a"), crash=crash)
         self.both(lambda queue: queue.cancel(ids[0]), crash=crash)
+
+    def erase(self, pick: int, crash: bool) -> None:
+        self.both(lambda queue: queue.erase(self.pick(pick)), crash=crash)
 
     def retry(self, pick: int, deadline: int, crash: bool) -> None:
         ended = [each for each in self.ids if self.memory.get(each).is_terminal]
