@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import redis.asyncio
 from aiohttp import web
@@ -11,10 +11,14 @@ from aiohttp import web
 from api.auth.principal import Principal
 from api.delivery.background import Background
 from api.delivery.closing import Closing
+from api.files.library import Library
 from api.metrics import Metrics
 from api.ports import Authenticator, Hub, Queue
 from config.catalogue import ModelSpec
 from config.settings import Settings
+
+if TYPE_CHECKING:
+    from api.batches.runner import BatchRunner
 
 SETTINGS: Final = web.AppKey("settings", Settings)
 CATALOGUE: Final[web.AppKey[Mapping[str, ModelSpec]]] = web.AppKey("catalogue")
@@ -26,6 +30,9 @@ ACCOUNTS_READY: Final[web.AppKey[Callable[[], bool]]] = web.AppKey("accounts_rea
 AUTHENTICATOR: Final[web.AppKey[Authenticator]] = web.AppKey("authenticator")
 BACKGROUND: Final = web.AppKey("background", Background)
 CLOSING: Final = web.AppKey("closing", Closing)
+#: Absent in an application that was made without storage.
+LIBRARY: Final = web.AppKey("library", Library)
+BATCHES: Final[web.AppKey[BatchRunner]] = web.AppKey("batches")
 METRICS: Final = web.AppKey("metrics", Metrics)
 
 PRINCIPAL: Final = web.RequestKey("principal", Principal)
