@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 
 from api import keys
 from api.auth.errors import AuthenticationUnavailableError
+from api.files.ids import new_batch_id, new_file_id
 from api.middlewares import guard
 from api.routes import PUBLIC, ROUTES, Route
 from broker.errors import BrokerUnavailableError
@@ -22,7 +23,9 @@ from tests.apiserver import CHAT, Api, chat, job
 
 
 def _path(route: Route) -> str:
-    return route.path.format(job_id=new_job_id(), model=CHAT)
+    return route.path.format(
+        job_id=new_job_id(), model=CHAT, file_id=new_file_id(), batch_id=new_batch_id()
+    )
 
 
 @pytest.fixture
