@@ -103,6 +103,8 @@ class Results:
         self._waiting: list[bytes] = []
         self._size = 0
         self._lock = asyncio.Lock()
+        #: A write failed and may have left half a record: nothing comes after it.
+        self._broken = False
         #: Numbers of lines that have ended.
         self.done: set[int] = set()
         self.completed = 0
@@ -133,6 +135,9 @@ class Results:
                 await asyncio.to_thread(self._append, b"".join(records))
 
     def _append(self, data: bytes) -> None:
+        if self._broken:
+            raise FileStoreError("an earlier write has failed")
+        self._broken = True
         try:
             with translated():
                 handle = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -142,6 +147,7 @@ class Results:
                     os.fsync(handle)
         except FileNotFoundError:
             raise FileStoreError("the folder of the batch is gone") from None
+        self._broken = False
 
     def merge(self, store: FileStore) -> Merged:
         """Blocking: write the two files, each line once. Raises `FileStoreError`."""
