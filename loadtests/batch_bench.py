@@ -135,7 +135,7 @@ def _measure(client: openai.OpenAI, api: Child, redis_url: str) -> int:
     ids = []
     with client.files.with_streaming_response.content(batch.output_file_id) as content:
         ids = [json.loads(line)["custom_id"] for line in content.iter_lines()]
-    with connect(Redis(url=redis_url)) as redis_client:  # type: ignore[arg-type]
+    with connect(Redis(url=redis_url)) as redis_client:
         redis_mib = redis_client.info("memory")["used_memory"] / 2**20
     figures = {
         "lines": LINES,

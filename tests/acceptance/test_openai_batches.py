@@ -356,3 +356,16 @@ async def test_unfinished_batches_are_bounded(api: Api, client: openai.AsyncOpen
     api.worker.release()
     for batch in batches:
         assert (await _ended(client, batch.id)).status == "completed"
+
+
+async def test_a_batch_through_the_whole_stack(stack: Any) -> None:
+    secret = stack.json("keys", "create", "default")["key"]
+    async with openai.AsyncOpenAI(
+        base_url=stack.api + "/v1", api_key=secret, max_retries=0, timeout=20
+    ) as client:
+        batch = await _batch(client, [_line(n, max_tokens=4) for n in range(20)])
+        done = await _ended(client, batch.id)
+        assert done.request_counts.model_dump() == {"total": 20, "completed": 20, "failed": 0}
+        output = await _results(client, done.output_file_id)
+        body = output["line-7"]["response"]["body"]
+        assert (body["system_fingerprint"], body["usage"]["completion_tokens"]) == ("simulated", 4)
