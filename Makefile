@@ -77,6 +77,10 @@ bench-fairness: $(READY) ## Shares of tenants and bands, a newcomer's wait, a ba
 bench-scale: $(READY) ## Cost per job with 10,000 tenants and 1,000,000 queued jobs; two primaries
 	@$(BIN)/python -m loadtests.scale
 
+.PHONY: bench-batch
+bench-batch: $(READY) ## A batch of 50,000 lines: time, memory of the API, what interactive calls feel of it
+	@$(BIN)/python -m loadtests.batch_bench
+
 .PHONY: chaos
 chaos: $(READY) ## Over 100 faults under load: kills, restarts, cuts, pauses; fails if a job is lost (9 minutes)
 	@infra/test-services.sh

@@ -13,6 +13,7 @@ from api import keys
 from api.accounts.directory import open_directory
 from api.auth.authenticator import Authenticator
 from api.auth.failures import Failures
+from api.batches.runner import open_storage
 from api.delivery.background import Background
 from api.delivery.closing import Closing
 from api.delivery.sweeping import sweep_forever
@@ -42,8 +43,12 @@ def make_app(
     hub: Hub | None = None,
     authenticator: AuthenticatorPort | None = None,
     conversations: Conversations | None = None,
+    storage: bool | None = None,
 ) -> web.Application:
-    """The API. Tests bring their own queue, hub and authenticator; what is None is made here."""
+    """The API. Tests bring their own queue, hub and authenticator; what is None is made here.
+
+    Files and batches are there where accounts are, or where `storage` says so.
+    """
     app = web.Application(
         client_max_size=settings.api.max_body_bytes,
         handler_args={
@@ -77,6 +82,8 @@ def make_app(
         app.cleanup_ctx.append(_accounts)
     else:
         app[keys.ACCOUNTS_READY], app[keys.AUTHENTICATOR] = lambda: True, authenticator
+    if authenticator is None if storage is None else storage:
+        app.cleanup_ctx.append(_storage)
     app.cleanup_ctx.append(_background)
     app.on_shutdown.append(_begin_closing)
     if settings.api.origins:
@@ -131,6 +138,13 @@ async def _accounts(app: web.Application) -> AsyncIterator[None]:
     async with open_directory(settings, client=client, set_policy=set_policy) as directory:
         app[keys.ACCOUNTS_READY] = lambda: directory.ready
         app[keys.AUTHENTICATOR] = Authenticator.from_settings(settings, directory)
+        yield
+
+
+async def _storage(app: web.Application) -> AsyncIterator[None]:
+    async with open_storage(
+        app[keys.SETTINGS], app[keys.CATALOGUE], app[keys.QUEUE], app[keys.HUB], app[keys.METRICS]
+    ) as (app[keys.LIBRARY], app[keys.BATCHES]):
         yield
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import redis.asyncio
 from aiohttp import web
@@ -12,10 +12,14 @@ from api.auth.failures import Failures
 from api.auth.principal import Principal
 from api.delivery.background import Background
 from api.delivery.closing import Closing
+from api.files.library import Library
 from api.metrics import Metrics
 from api.ports import Authenticator, Conversations, Hub, Queue
 from config.catalogue import ModelSpec
 from config.settings import Settings
+
+if TYPE_CHECKING:
+    from api.batches.runner import BatchRunner
 
 SETTINGS: Final = web.AppKey("settings", Settings)
 CATALOGUE: Final[web.AppKey[Mapping[str, ModelSpec]]] = web.AppKey("catalogue")
@@ -29,6 +33,9 @@ LOGIN_FAILURES: Final = web.AppKey("login_failures", Failures)
 BACKGROUND: Final = web.AppKey("background", Background)
 CONVERSATIONS: Final[web.AppKey[Conversations]] = web.AppKey("conversations")
 CLOSING: Final = web.AppKey("closing", Closing)
+#: Absent in an application that was made without storage.
+LIBRARY: Final = web.AppKey("library", Library)
+BATCHES: Final[web.AppKey[BatchRunner]] = web.AppKey("batches")
 METRICS: Final = web.AppKey("metrics", Metrics)
 
 PRINCIPAL: Final = web.RequestKey("principal", Principal)

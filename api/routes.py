@@ -10,9 +10,11 @@ from aiohttp import hdrs, web
 
 from api.auth.principal import SCOPES
 from api.handlers import (
+    batches,
     conversations,
     dead_letters,
     events,
+    files,
     inference,
     jobs,
     models,
@@ -36,6 +38,8 @@ class Route:
     handler: Handler
     #: `PUBLIC` or one of `api.auth.principal.SCOPES`.
     scope: str
+    #: Answer to `Expect: 100-continue`.
+    expect: Callable[[web.Request], Awaitable[None]] = expect
 
     def __post_init__(self) -> None:
         if self.scope != PUBLIC and self.scope not in SCOPES:
@@ -81,6 +85,15 @@ ROUTES: Final = (
         conversations.delete_item,
         "jobs",
     ),
+    Route(hdrs.METH_POST, "/v1/files", files.upload, "jobs", expect=files.expect_upload),
+    Route(hdrs.METH_GET, "/v1/files", files.listing, "jobs"),
+    Route(hdrs.METH_GET, "/v1/files/{file_id}", files.fetch, "jobs"),
+    Route(hdrs.METH_DELETE, "/v1/files/{file_id}", files.delete, "jobs"),
+    Route(hdrs.METH_GET, "/v1/files/{file_id}/content", files.content, "jobs"),
+    Route(hdrs.METH_POST, "/v1/batches", batches.create, "jobs"),
+    Route(hdrs.METH_GET, "/v1/batches", batches.listing, "jobs"),
+    Route(hdrs.METH_GET, "/v1/batches/{batch_id}", batches.fetch, "jobs"),
+    Route(hdrs.METH_POST, "/v1/batches/{batch_id}/cancel", batches.cancel, "jobs"),
     Route(hdrs.METH_GET, "/v1/queues", queues.listing, "jobs"),
     Route(hdrs.METH_GET, "/v1/models", models.listing, "jobs"),
     Route(hdrs.METH_GET, "/v1/models/{model}", models.fetch, "jobs"),
@@ -104,6 +117,8 @@ def add_routes(
 ) -> Mapping[web.AbstractRoute, Route]:
     """Register the table; returns it by what a request's `match_info` names."""
     return {
-        router.add_route(route.method, route.path, route.handler, expect_handler=expect): route
+        router.add_route(
+            route.method, route.path, route.handler, expect_handler=route.expect
+        ): route
         for route in routes
     }

@@ -195,6 +195,39 @@ class Queue(_Section):
         return self
 
 
+class Files(_Section):
+    """Uploaded files and results of batches, on disk."""
+
+    #: Folder; empty means `files` in the data folder. API processes that share a database share it.
+    dir: str = ""
+    #: Largest upload; above it 413.
+    max_bytes: Positive = 200 * 1024 * 1024
+    #: Bytes a tenant may keep; uploads beyond are refused, results of batches are not.
+    quota_bytes: Positive = 10 * 1024 * 1024 * 1024
+    #: Longest an upload may take, however steadily it comes.
+    upload_timeout_s: Seconds = 3600.0
+
+
+class Batches(_Section):
+    """Batches of requests from a file."""
+
+    #: Batches one API process drives at once; 0: it leaves them to others.
+    concurrency: Annotated[int, Field(ge=0, le=64)] = 4
+    #: Jobs of one batch that wait or run at once, at most.
+    window: Annotated[int, Field(ge=1, le=2_000)] = 256
+    #: Lines of one batch.
+    max_lines: Positive = 50_000
+    #: Batches of a tenant that have not ended.
+    max_unfinished: Positive = 100
+    #: How long the job of a line can be read after its end; one that nobody collected within this
+    #: time, because no API process ran, is run again.
+    result_ttl_s: Annotated[int, Field(ge=60)] = 3600
+    #: A batch whose process is silent for this long goes to another one.
+    lease_s: Annotated[float, Field(ge=1, le=600)] = 10.0
+    #: How often a process looks for batches that nobody drives.
+    poll_s: Annotated[float, Field(gt=0, le=60)] = 2.0
+
+
 class Worker(_Section):
     """One Celery worker process."""
 
@@ -281,6 +314,8 @@ class Settings(BaseSettings):
     auth: Auth = Auth()
     jwt: Jwt = Jwt()
     queue: Queue = Queue()
+    files: Files = Files()
+    batches: Batches = Batches()
     worker: Worker = Worker()
     simulated: Simulated = Simulated()
     flower: Flower = Flower()

@@ -6,12 +6,17 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
+from api.accounts import schema
+from api.accounts.database import make_engine
+from api.accounts.records import Tenant
+from api.accounts.store import AccountStore
 from api.app import make_app
 from api.auth.errors import AuthenticationError, Reason
 from api.auth.principal import Principal
@@ -246,6 +251,7 @@ async def serving(
     *,
     key: str = "a",
     conversations: Any = None,
+    storage: bool = False,
 ) -> AsyncIterator[Api]:
     noticed = Noticed(async_queue)
     accounts = Accounts()
@@ -256,6 +262,7 @@ async def serving(
         hub=hub,
         authenticator=accounts,
         conversations=conversations or MemoryConversations(),
+        storage=storage,
     )
     worker = Worker(queue, noticed.bell)
     working = asyncio.create_task(worker.run())
@@ -267,6 +274,19 @@ async def serving(
         working.cancel()
         with suppress(asyncio.CancelledError):
             await working
+
+
+def make_database(settings: Settings) -> None:
+    """The accounts database with the tenants of `Accounts`; files and batches refer to them."""
+    engine = make_engine(settings.database)
+    schema.upgrade(engine)
+    now = datetime.now(UTC)
+    for name in ("a", "b"):
+        tenant = Tenant(
+            id=f"ten_{name}", name=name, policy=TenantPolicy(), created_at=now, updated_at=now
+        )
+        AccountStore(engine).add_tenant(tenant)
+    engine.dispose()
 
 
 @asynccontextmanager

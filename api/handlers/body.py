@@ -66,7 +66,12 @@ def too_large(limit: int) -> ApiError:
 
 async def expect(request: web.Request) -> None:
     """`Expect: 100-continue`: a body that is too large isn't asked for."""
-    if (request.content_length or 0) <= request.client_max_size:
+    await ask_for(request, request.client_max_size)
+
+
+async def ask_for(request: web.Request, limit: int) -> None:
+    """Have the body sent unless it is longer than `limit`."""
+    if (request.content_length or 0) <= limit:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         # The interim answer is no part of the final one.
         request.writer.output_size = 0

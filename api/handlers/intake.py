@@ -58,12 +58,7 @@ def new_job(
     app = request.app
     principal = request[keys.PRINCIPAL]
     queue = app[keys.SETTINGS].queue
-    objection = wanted.objection()
-    if objection is not None:
-        param = readable(within + objection.param)
-        raise ApiError(objection.code, objection.message, param=param)
-    spec = _model(app[keys.CATALOGUE], wanted, within)
-    _check_limit(wanted, spec, within)
+    spec = checked(app[keys.CATALOGUE], wanted, within)
     band = wanted.band
     if priority is not None:
         if band is not None and band != priority:
@@ -96,6 +91,19 @@ def new_job(
         limits=principal.policy.limits,
         key_limits=principal.key_limits,
     )
+
+
+def checked(
+    catalogue: Mapping[str, ModelSpec], wanted: InferenceRequest, within: str = ""
+) -> ModelSpec:
+    """The model of a request that it can honour. Raises `ApiError`."""
+    objection = wanted.objection()
+    if objection is not None:
+        param = readable(within + objection.param)
+        raise ApiError(objection.code, objection.message, param=param)
+    spec = _model(catalogue, wanted, within)
+    _check_limit(wanted, spec, within)
+    return spec
 
 
 def _idempotency_key(request: web.Request) -> str:

@@ -31,7 +31,7 @@ def parse(adapter: TypeAdapter[T], raw: bytes) -> T:
         # The adapter's own method adds nothing but a frame.
         request: T = adapter.validator.validate_json(raw)
     except ValidationError as error:
-        raise _refusal(error) from None
+        raise refusal(error) from None
     # A NUL can only come as an escape; it has no meaning in text and ends strings elsewhere. Read
     # by the same parser again: others refuse what this one has let pass (NaN).
     if b"\\u0000" in raw and (path := _find_nul(from_json(raw), ())) is not None:
@@ -44,10 +44,11 @@ def parse_query(adapter: TypeAdapter[T], query: Mapping[str, str]) -> T:
     try:
         return adapter.validate_strings(dict(query))
     except ValidationError as error:
-        raise _refusal(error) from None
+        raise refusal(error) from None
 
 
-def _refusal(error: ValidationError) -> ApiError:
+def refusal(error: ValidationError) -> ApiError:
+    """What to answer to it, naming the parameter at fault."""
     if error.error_count() > _MAX_PROBLEMS:
         return ApiError("invalid_request", f"The body has more than {_MAX_PROBLEMS} problems.")
     problem = error.errors(include_url=False, include_input=False)[0]

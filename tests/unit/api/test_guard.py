@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 
 from api import keys
 from api.auth.errors import AuthenticationUnavailableError
+from api.files.ids import new_batch_id, new_file_id
 from api.middlewares import guard
 from api.routes import PUBLIC, ROUTES, Route
 from broker.errors import BrokerUnavailableError
@@ -30,6 +31,8 @@ def _path(route: Route) -> str:
         conversation_id="conv_x",
         item_id="msg_x",
         asset="start.js",
+        file_id=new_file_id(),
+        batch_id=new_batch_id(),
     )
 
 
