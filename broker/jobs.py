@@ -123,6 +123,8 @@ class NewJob:
     #: Bounds of the tenant, and of the key (`key_id`) it was submitted with.
     limits: RateLimits = NO_LIMITS
     key_limits: RateLimits = NO_LIMITS
+    #: JSON of a `broker.webhooks.endpoints.JobWebhook` that its end is told to; empty: none.
+    webhook: bytes = b""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -174,6 +176,8 @@ class Job:
     execution_timeout_ms: int = 0
     #: Attempts that don't count towards `max_attempts`: handed back, or before a retry.
     refunds: int = 0
+    #: As in `NewJob`.
+    webhook: bytes = b""
 
     @property
     def is_terminal(self) -> bool:
@@ -217,6 +221,7 @@ class Job:
             deadline_ms=number(b"deadline_ms"),
             execution_timeout_ms=number(b"execution_timeout_ms"),
             refunds=number(b"refunds"),
+            webhook=raw.get(b"webhook", b""),
         )
 
 

@@ -17,6 +17,7 @@ from broker.fairness import LEAST_TOKENS, MEMORY
 from broker.forecast import RIVALS
 from broker.jobs import BAND_SHARES, BANDS
 from broker.limits import MINUTE_MS, TOLERANCE_MS
+from broker.webhooks.outbox import MOST_EVENTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ def _constants() -> str:
         f"local MEMORY, LEAST_TOKENS = {MEMORY!r}, {LEAST_TOKENS!r}\n"
         f"local FADING_MS, RIVALS = {FADING_MS!r}, {RIVALS!r}\n"
         f"local MINUTE_MS, TOLERANCE_MS = {MINUTE_MS!r}, {TOLERANCE_MS!r}\n"
+        f"local WEBHOOK_EVENTS = {MOST_EVENTS!r}\n"
     )
 
 
@@ -64,6 +66,8 @@ def _needed(prelude: str, verb: str) -> str:
 def _load(name: str) -> Script:
     folder = resources.files("broker") / "lua"
     prelude = (folder / "_prelude.lua").read_text(encoding="utf-8")
+    if name.startswith("webhook_"):
+        prelude += (folder / "_webhooks.lua").read_text(encoding="utf-8")
     flags, _, verb = (folder / f"{name}.lua").read_text(encoding="utf-8").partition("\n")
     source = f"{flags}\n{_constants()}{_needed(prelude, verb)}{verb}".encode()
     return Script(name, source, hashlib.sha1(source, usedforsecurity=False).hexdigest().encode())
@@ -89,6 +93,11 @@ LEASES = _load("leases")
 STATS = _load("stats")
 TENANT_QUEUE = _load("tenant_queue")
 LIST_JOBS = _load("list_jobs")
+WEBHOOK_PUT = _load("webhook_put")
+WEBHOOK_CLAIM = _load("webhook_claim")
+WEBHOOK_RECORD = _load("webhook_record")
+WEBHOOK_AGAIN = _load("webhook_again")
+WEBHOOK_MIRROR = _load("webhook_mirror")
 
 ALL: tuple[Script, ...] = (
     ENQUEUE,
@@ -111,4 +120,9 @@ ALL: tuple[Script, ...] = (
     STATS,
     TENANT_QUEUE,
     LIST_JOBS,
+    WEBHOOK_PUT,
+    WEBHOOK_CLAIM,
+    WEBHOOK_RECORD,
+    WEBHOOK_AGAIN,
+    WEBHOOK_MIRROR,
 )

@@ -182,7 +182,7 @@ end
 local function read_job(id)
   local raw = call('HMGET', 'fb:job:' .. id, 'status', 'tenant', 'band', 'model', 'cost', 'attempt',
     'refunds', 'max_attempts', 'seq', 'result_ttl_s', 'deadline_ms',
-    'created_ms', 'queued_ms', 'limits', 'key_id')
+    'created_ms', 'queued_ms', 'limits', 'key_id', 'webhook')
   if not raw[1] then
     return nil
   end
@@ -191,7 +191,7 @@ local function read_job(id)
     cost = tonumber(raw[5]), attempt = tonumber(raw[6] or 0), refunds = tonumber(raw[7] or 0),
     max_attempts = tonumber(raw[8]), seq = tonumber(raw[9]), ttl = tonumber(raw[10]),
     deadline = raw[11] or nil, since = tonumber(raw[13] or raw[12]),
-    limits = raw[14] or nil, key_id = raw[15] or '',
+    limits = raw[14] or nil, key_id = raw[15] or '', webhook = raw[16] or nil,
   }
 end
 
@@ -273,6 +273,22 @@ local function settle_limits(job, tokens, now)
   end
 end
 
+-- Leaves word of a job's end for the webhook worker, where anybody wants it (broker/webhooks).
+local function announce(id, job, status, seq, now)
+  if not job.webhook and call('EXISTS', 'fb:webhook:endpoints:' .. job.tenant) == 0 then
+    return
+  end
+  if call('LLEN', 'fb:webhook:outbox') >= WEBHOOK_EVENTS then
+    call('HINCRBY', 'fb:webhook:counts', 'overflowed', 1)
+    return
+  end
+  call('RPUSH', 'fb:webhook:outbox', cjson.encode({type = 'job.' .. status, tenant = job.tenant,
+    job = id, seq = seq, ms = now, webhook = job.webhook}))
+  if call('EXISTS', 'fb:webhook:bell') == 0 then
+    call('RPUSH', 'fb:webhook:bell', '1')
+  end
+end
+
 -- Makes a job terminal, once it is out of queue, delay and lease. `fields` are further fields and
 -- values of the record (output, error, usage); `taken`: tokens it really took.
 local function finish(base, id, job, status, now, fields, taken)
@@ -285,6 +301,7 @@ local function finish(base, id, job, status, now, fields, taken)
   end
   call('HSET', key, 'status', status, 'finished_ms', now, 'seq', seq, unpack(fields))
   log_event(id, seq, status, job.attempt)
+  announce(id, job, status, seq, now)
   call('EXPIRE', key, job.ttl)
   call('EXPIRE', key .. ':events', job.ttl)
   call('EXPIRE', key .. ':text', job.ttl)

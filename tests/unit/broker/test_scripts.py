@@ -16,7 +16,7 @@ FOLDER = resources.files("broker") / "lua"
 
 
 def test_every_file_is_a_script() -> None:
-    files = {entry.name for entry in FOLDER.iterdir()} - {"_prelude.lua"}
+    files = {entry.name for entry in FOLDER.iterdir()} - {"_prelude.lua", "_webhooks.lua"}
     assert files == {f"{script.name}.lua" for script in ALL}
 
 
@@ -51,6 +51,17 @@ def test_scripts_carry_only_what_they_use() -> None:
 def test_shares_come_from_the_house() -> None:
     for band, share in BAND_SHARES.items():
         assert f"{band} = {share!r}".encode() in scripts.CLAIM.source
+
+
+#: What puts work in is refused as a whole when memory is short.
+PUT_IN = (
+    scripts.ENQUEUE,
+    scripts.RETRY,
+    scripts.REPLAY_DEAD,
+    scripts.WEBHOOK_PUT,
+    scripts.WEBHOOK_AGAIN,
+    scripts.WEBHOOK_MIRROR,
+)
 
 
 def test_what_ends_a_job_runs_when_memory_is_short() -> None:
