@@ -9,6 +9,7 @@ from aiohttp import hdrs, web
 
 from api import keys
 from api.accounts.directory import open_directory
+from api.accounts.webhook_service import WebhookService, open_webhooks
 from api.auth.authenticator import Authenticator
 from api.delivery.background import Background
 from api.delivery.closing import Closing
@@ -35,8 +36,12 @@ def make_app(
     queue: Queue | None = None,
     hub: Hub | None = None,
     authenticator: AuthenticatorPort | None = None,
+    webhooks: WebhookService | None = None,
 ) -> web.Application:
-    """The API. Tests bring their own queue, hub and authenticator; what is None is made here."""
+    """The API. Tests bring their own queue, hub and authenticator; what is None is made here.
+
+    Webhook endpoints come with the accounts.
+    """
     app = web.Application(
         client_max_size=settings.api.max_body_bytes,
         handler_args={
@@ -60,6 +65,10 @@ def make_app(
         app.cleanup_ctx.append(_broker)
     else:
         app[keys.QUEUE], app[keys.HUB] = queue, hub
+    if webhooks is not None:
+        app[keys.WEBHOOKS] = webhooks
+    elif authenticator is None:
+        app.cleanup_ctx.append(_webhooks)
     if authenticator is None:
         app.cleanup_ctx.append(_accounts)
     else:
@@ -105,6 +114,12 @@ async def _accounts(app: web.Application) -> AsyncIterator[None]:
     async with open_directory(settings, client=client, set_policy=set_policy) as directory:
         app[keys.ACCOUNTS_READY] = lambda: directory.ready
         app[keys.AUTHENTICATOR] = Authenticator.from_settings(settings, directory)
+        yield
+
+
+async def _webhooks(app: web.Application) -> AsyncIterator[None]:
+    async with open_webhooks(app[keys.SETTINGS], client=app[keys.REDIS]) as service:
+        app[keys.WEBHOOKS] = service
         yield
 
 

@@ -8,6 +8,7 @@ from typing import Final
 import redis.asyncio
 from aiohttp import web
 
+from api.accounts.webhook_service import WebhookService
 from api.auth.principal import Principal
 from api.delivery.background import Background
 from api.delivery.closing import Closing
@@ -26,6 +27,8 @@ ACCOUNTS_READY: Final[web.AppKey[Callable[[], bool]]] = web.AppKey("accounts_rea
 AUTHENTICATOR: Final[web.AppKey[Authenticator]] = web.AppKey("authenticator")
 BACKGROUND: Final = web.AppKey("background", Background)
 CLOSING: Final = web.AppKey("closing", Closing)
+#: Absent where a test brings its own accounts and none of these.
+WEBHOOKS: Final = web.AppKey("webhooks", WebhookService)
 METRICS: Final = web.AppKey("metrics", Metrics)
 
 PRINCIPAL: Final = web.RequestKey("principal", Principal)

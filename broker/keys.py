@@ -79,6 +79,8 @@ def worker(owner: str) -> str:
 WEBHOOK_OUTBOX = "fb:webhook:outbox"
 #: List with at most one element: there is something in the outbox, or due.
 WEBHOOK_BELL = "fb:webhook:bell"
+#: Set: tenants with endpoints.
+WEBHOOK_TENANTS = "fb:webhook:tenants"
 #: Hash: tenant -> which secrets sign webhooks of single jobs, as JSON.
 WEBHOOK_JOB_SECRETS = "fb:webhook:job_secrets"
 #: Sorted set: group of deliveries -> when its next one is due (ms); groups at their bound are out.
@@ -107,7 +109,7 @@ def webhook_due(group: str) -> str:
 
 
 def webhook_log(owner: str) -> str:
-    """Sorted set: newest deliveries of an endpoint, or of a tenant's jobs -> when made (ms)."""
+    """Sorted set: newest deliveries of an endpoint, or of a tenant's jobs -> when made (µs)."""
     return f"fb:webhook:log:{owner}"
 
 

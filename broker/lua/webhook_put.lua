@@ -13,6 +13,7 @@ if entries > 0 and call('LINDEX', KEYS[1], 0) ~= ARGV[2] then
   return -1
 end
 local most, kept, cap = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[6])
+local time = call('TIME')
 local now, made, k = now_ms(), 0, 8
 while k <= #ARGV do
   local id, group, tenant, log, size = ARGV[k], ARGV[k + 1], ARGV[k + 2], ARGV[k + 3], tonumber(ARGV[k + 4])
@@ -33,7 +34,8 @@ while k <= #ARGV do
       call('HINCRBY', 'fb:webhook:counts', 'discarded', 1)
     end
     local index = 'fb:webhook:log:' .. log
-    call('ZADD', index, now, id)
+    -- Microseconds, and one more for each: a log has an order.
+    call('ZADD', index, time[1] * 1000000 + time[2] + made, id)
     call('PEXPIRE', index, ARGV[5])
     local over = call('ZCARD', index) - kept
     if over > 0 then

@@ -62,17 +62,26 @@ class WebhookStore:
         (raw,) = await self._send(("HGETALL", keys.webhook_endpoints(tenant)))
         return {name.decode(): value for name, value in pairs(raw).items()}
 
+    async def tenants(self) -> list[str]:
+        """Tenants with published endpoints."""
+        (raw,) = await self._send(("SMEMBERS", keys.WEBHOOK_TENANTS))
+        return [name.decode() for name in raw]
+
     async def job_signings(self) -> dict[str, bytes]:
         """What is published of how tenants' single webhooks are signed."""
         (raw,) = await self._send(("HGETALL", keys.WEBHOOK_JOB_SECRETS))
         return {name.decode(): value for name, value in pairs(raw).items()}
 
-    async def mirror(self, key: str, field: str, seen: bytes, wanted: bytes) -> bool:
+    async def mirror(
+        self, key: str, field: str, seen: bytes, wanted: bytes, *, tenant: str = ""
+    ) -> bool:
         """Publish what the database has; False when somebody else has changed it since `seen`.
 
-        Empty is: not there.
+        Empty is: not there. `tenant`: whose endpoints `key` is.
         """
-        call = script_call(scripts.WEBHOOK_MIRROR, truth, (key,), field, seen, wanted)
+        call = script_call(
+            scripts.WEBHOOK_MIRROR, truth, (key, keys.WEBHOOK_TENANTS), field, seen, wanted, tenant
+        )
         return await self._run(call)
 
     async def health(self, endpoint_ids: Sequence[str]) -> list[Health]:

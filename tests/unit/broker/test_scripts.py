@@ -68,7 +68,7 @@ def test_what_ends_a_job_runs_when_memory_is_short() -> None:
     for script in ALL:
         flags = script.source.split(b"\n", 1)[0]
         # A streaming job's last text goes out before its end.
-        if script in (scripts.ENQUEUE, scripts.RETRY, scripts.REPLAY_DEAD):
+        if script in PUT_IN:
             assert flags == b"#!lua"
         else:
             assert flags in (b"#!lua flags=allow-oom", b"#!lua flags=no-writes")
