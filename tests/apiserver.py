@@ -238,11 +238,19 @@ class Api:
 
 @asynccontextmanager
 async def serving(
-    settings: Settings, queue: JobQueue, async_queue: Any, hub: Any, *, key: str = "a"
+    settings: Settings,
+    queue: JobQueue,
+    async_queue: Any,
+    hub: Any,
+    *,
+    key: str = "a",
+    webhooks: Any = None,
 ) -> AsyncIterator[Api]:
     noticed = Noticed(async_queue)
     accounts = Accounts()
-    app = make_app(settings, MODELS, queue=noticed, hub=hub, authenticator=accounts)
+    app = make_app(
+        settings, MODELS, queue=noticed, hub=hub, authenticator=accounts, webhooks=webhooks
+    )
     worker = Worker(queue, noticed.bell)
     working = asyncio.create_task(worker.run())
     server = _Server(app)
@@ -256,14 +264,15 @@ async def serving(
 
 
 @asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[Api]:
+async def running(settings: Settings, *, webhooks: Any = None) -> AsyncIterator[Api]:
     """The API on a real server."""
     client = connect(settings.redis)
     async with connect_async(settings.redis) as async_client:
         hub = EventHub(async_client)
         await hub.start()
         queue = AsyncRedisQueue(async_client, settings.queue)
-        async with serving(settings, RedisQueue(client, settings.queue), queue, hub) as api:
+        sync_queue = RedisQueue(client, settings.queue)
+        async with serving(settings, sync_queue, queue, hub, webhooks=webhooks) as api:
             yield api
         await hub.stop()
     client.close()

@@ -112,7 +112,9 @@ class Lab:
 
     async def attempt(self) -> list[str]:
         """Claim what is due and make these attempts, all at once; how they ended."""
-        await self.courier.turn()
+        # Each turn takes one of each group.
+        while await self.courier.turn() == 0:
+            pass
         batch, self.dispatched[:] = list(self.dispatched), []
         return list(await asyncio.gather(*(self.courier.deliver(*each) for each in batch)))
 

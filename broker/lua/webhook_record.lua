@@ -24,6 +24,10 @@ else
   call('EXPIRE', KEYS[1], ARGV[5])
   place(group, tonumber(ARGV[6]), now)
 end
+-- A place is free: what waited for it needn't wait for the next look.
+if call('ZRANGEBYSCORE', RING, '-inf', now, 'LIMIT', 0, 1)[1] then
+  ring_webhooks()
+end
 if ARGV[7] == '' then
   return 1
 end

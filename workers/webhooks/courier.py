@@ -17,7 +17,7 @@ from broker.webhooks.deliveries import Delivery, NewDelivery, State, Try
 from broker.webhooks.endpoints import Endpoint, JobWebhook
 from broker.webhooks.outbox import OutboxEvent
 from broker.webhooks.schedule import delay_s
-from broker.webhooks.store import WebhookStore
+from broker.webhooks.store import LEASE_SLACK_S, WebhookStore
 from config.logs import get_logger
 from config.settings import Webhooks as WebhookSettings
 from workers.webhooks.metrics import WebhookMetrics
@@ -55,8 +55,9 @@ class Courier:
         self._dispatch = dispatch
         self._metrics = metrics
         self._clock = clock
-        #: Claimed here and not yet begun by a task.
-        self._claimed: dict[tuple[str, int], Delivery] = {}
+        #: Claimed here and not yet begun by a task, each with the time (monotonic) until which it
+        #: may begin without asking whether its lease still stands. Oldest first.
+        self._claimed: dict[tuple[str, int], tuple[Delivery, float]] = {}
 
     async def run(self) -> None:
         """Until cancelled. Whatever fails is tried again: all of it is in Redis."""
@@ -75,10 +76,12 @@ class Courier:
 
     async def turn(self) -> float:
         """Fan out some events, hand out what is due; returns how long there is nothing to do."""
+        self._forget_lost()
         made = await self.fan_out()
         claims, next_s = await self._store.claim(self._settings.max_in_flight)
         for delivery in claims:
-            self._claimed[delivery.id, delivery.attempt] = delivery
+            fresh_until = time.monotonic() + LEASE_SLACK_S
+            self._claimed[delivery.id, delivery.attempt] = delivery, fresh_until
             try:
                 await self._dispatch(delivery.id, delivery.attempt)
             except Exception as error:
@@ -89,6 +92,12 @@ class Courier:
         if made or claims:
             return 0.0
         return IDLE_S if next_s is None else max(0.02, min(IDLE_S, next_s))
+
+    def _forget_lost(self) -> None:
+        """Claims whose message got lost; or comes late, and then asks for its lease."""
+        now = time.monotonic()
+        for key in [key for key, (_, until) in self._claimed.items() if until < now]:
+            del self._claimed[key]
 
     async def _wait(self, wait_s: float) -> None:
         try:
@@ -183,11 +192,11 @@ class Courier:
     # -- attempts ---------------------------------------------------------------------------------
     async def deliver(self, delivery_id: str, attempt: int) -> str:
         """One attempt of a leased delivery; how it ended, `stale` when the lease is another's."""
-        delivery = self._claimed.pop((delivery_id, attempt), None)
+        kept, until = self._claimed.pop((delivery_id, attempt), (None, 0.0))
+        fresh = kept is not None and time.monotonic() < until
+        delivery = kept if fresh else await self._store.leased(delivery_id, attempt)
         if delivery is None:
-            delivery = await self._store.leased(delivery_id, attempt)
-            if delivery is None:
-                return self._ended("stale", delivery_id, attempt, None)
+            return self._ended("stale", delivery_id, attempt, None)
         endpoint, health, versions = await self._store.target(delivery)
         now = self._clock()
         if delivery.endpoint and (endpoint is None or not endpoint.enabled or health.disabled_ms):

@@ -41,7 +41,9 @@ class WebhookProcess:
         self._loop = asyncio.new_event_loop()
         self._courier: Courier | None = None
         self._started = threading.Event()
+        #: Nothing more shall be claimed; nothing runs any more.
         self._stopping = asyncio.Event()
+        self._ended = asyncio.Event()
 
     def run(self) -> int:
         serve_metrics(self._settings)
@@ -54,6 +56,7 @@ class WebhookProcess:
             self._consume(app)
         finally:
             self._loop.call_soon_threadsafe(self._stopping.set)
+            self._loop.call_soon_threadsafe(self._ended.set)
             thread.join(self._settings.worker.grace_s)
         log.info("webhook_worker_stopped")
         return 0
@@ -131,18 +134,15 @@ class WebhookProcess:
             running = asyncio.create_task(self._courier.run())
             self._started.set()
             await self._stopping.wait()
-            # Nothing new is claimed; attempts under way have the time that the pool leaves them.
             await drop_cancelled(running)
-            await self._attempts_end()
-
-    async def _attempts_end(self) -> None:
-        own = asyncio.current_task()
-        left = [task for task in asyncio.all_tasks() if task is not own]
-        if left:
-            await asyncio.wait(left, timeout=self._settings.worker.grace_s / 2)
-        for task in left:
-            task.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
+            # Attempts under way have the time that Celery's pool leaves them; what is cut off then
+            # is sent again when its lease has run out.
+            await self._ended.wait()
+            own = asyncio.current_task()
+            left = [task for task in asyncio.all_tasks() if task is not own]
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
 
 
 async def _dispatch(delivery_id: str, attempt: int) -> None:
