@@ -82,6 +82,10 @@ chaos: $(READY) ## Over 100 faults under load: kills, restarts, cuts, pauses; fa
 	@infra/test-services.sh
 	@$(BIN)/python -m loadtests.chaos $(CHAOS_ARGS)
 
+.PHONY: chaos-webhooks
+chaos-webhooks: $(READY) ## Webhooks to receivers that misbehave, workers killed between send and record (3 minutes)
+	@$(BIN)/python -m loadtests.chaos_webhooks $(CHAOS_ARGS)
+
 .PHONY: clean
 clean: ## Remove the environment and caches (not the data folder .forebay)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info build dist
