@@ -97,6 +97,10 @@ $(FUZZ)/bin/schemathesis:
 fuzz-api: $(READY) $(FUZZ)/bin/schemathesis ## Random requests from the OpenAPI document; fails if one finds something (FUZZ_S=60)
 	@$(BIN)/python -m loadtests.fuzz_api $(FUZZ)/bin/schemathesis $(or $(FUZZ_S),60)
 
+.PHONY: chaos-webhooks
+chaos-webhooks: $(READY) ## Webhooks to receivers that misbehave, workers killed between send and record (3 minutes)
+	@$(BIN)/python -m loadtests.chaos_webhooks $(CHAOS_ARGS)
+
 .PHONY: clean
 clean: ## Remove the environment and caches (not the data folder .forebay)
 	rm -rf $(VENV) $(FUZZ) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info build dist

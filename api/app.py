@@ -11,6 +11,7 @@ from aiohttp import hdrs, web
 
 from api import keys
 from api.accounts.directory import open_directory
+from api.accounts.webhook_service import WebhookService, open_webhooks
 from api.auth.authenticator import Authenticator
 from api.auth.failures import Failures
 from api.batches.runner import open_storage
@@ -44,10 +45,12 @@ def make_app(
     authenticator: AuthenticatorPort | None = None,
     conversations: Conversations | None = None,
     storage: bool | None = None,
+    webhooks: WebhookService | None = None,
 ) -> web.Application:
     """The API. Tests bring their own queue, hub and authenticator; what is None is made here.
 
-    Files and batches are there where accounts are, or where `storage` says so.
+    Files and batches are there where accounts are, or where `storage` says so; webhook endpoints
+    come with the accounts.
     """
     app = web.Application(
         client_max_size=settings.api.max_body_bytes,
@@ -78,6 +81,10 @@ def make_app(
         app.cleanup_ctx.append(_conversations)
     else:
         app[keys.CONVERSATIONS] = conversations
+    if webhooks is not None:
+        app[keys.WEBHOOKS] = webhooks
+    elif authenticator is None:
+        app.cleanup_ctx.append(_webhooks)
     if authenticator is None:
         app.cleanup_ctx.append(_accounts)
     else:
@@ -145,6 +152,12 @@ async def _storage(app: web.Application) -> AsyncIterator[None]:
     async with open_storage(
         app[keys.SETTINGS], app[keys.CATALOGUE], app[keys.QUEUE], app[keys.HUB], app[keys.METRICS]
     ) as (app[keys.LIBRARY], app[keys.BATCHES]):
+        yield
+
+
+async def _webhooks(app: web.Application) -> AsyncIterator[None]:
+    async with open_webhooks(app[keys.SETTINGS], client=app[keys.REDIS]) as service:
+        app[keys.WEBHOOKS] = service
         yield
 
 

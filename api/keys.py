@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import redis.asyncio
 from aiohttp import web
 
+from api.accounts.webhook_service import WebhookService
 from api.auth.failures import Failures
 from api.auth.principal import Principal
 from api.delivery.background import Background
@@ -36,6 +37,8 @@ CLOSING: Final = web.AppKey("closing", Closing)
 #: Absent in an application that was made without storage.
 LIBRARY: Final = web.AppKey("library", Library)
 BATCHES: Final[web.AppKey[BatchRunner]] = web.AppKey("batches")
+#: Absent where a test brings its own accounts and none of these.
+WEBHOOKS: Final = web.AppKey("webhooks", WebhookService)
 METRICS: Final = web.AppKey("metrics", Metrics)
 
 PRINCIPAL: Final = web.RequestKey("principal", Principal)

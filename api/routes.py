@@ -22,6 +22,7 @@ from api.handlers import (
     queues,
     reference,
     responses,
+    webhooks,
 )
 from api.handlers.body import expect
 
@@ -97,6 +98,22 @@ ROUTES: Final = (
     Route(hdrs.METH_GET, "/v1/queues", queues.listing, "jobs"),
     Route(hdrs.METH_GET, "/v1/models", models.listing, "jobs"),
     Route(hdrs.METH_GET, "/v1/models/{model}", models.fetch, "jobs"),
+    Route(hdrs.METH_POST, "/v1/webhook_endpoints", webhooks.create, "jobs"),
+    Route(hdrs.METH_GET, "/v1/webhook_endpoints", webhooks.listing, "jobs"),
+    Route(hdrs.METH_GET, "/v1/webhook_endpoints/{endpoint_id}", webhooks.fetch, "jobs"),
+    Route(hdrs.METH_POST, "/v1/webhook_endpoints/{endpoint_id}", webhooks.change, "jobs"),
+    Route(hdrs.METH_PATCH, "/v1/webhook_endpoints/{endpoint_id}", webhooks.change, "jobs"),
+    Route(hdrs.METH_DELETE, "/v1/webhook_endpoints/{endpoint_id}", webhooks.delete, "jobs"),
+    Route(
+        hdrs.METH_POST, "/v1/webhook_endpoints/{endpoint_id}/rotate_secret", webhooks.rotate, "jobs"
+    ),
+    Route(hdrs.METH_POST, "/v1/webhook_endpoints/{endpoint_id}/test", webhooks.test, "jobs"),
+    Route(
+        hdrs.METH_GET, "/v1/webhook_endpoints/{endpoint_id}/deliveries", webhooks.deliveries, "jobs"
+    ),
+    Route(
+        hdrs.METH_POST, "/v1/webhook_deliveries/{delivery_id}/redeliver", webhooks.redeliver, "jobs"
+    ),
     Route(hdrs.METH_GET, "/v1/dead_letters", dead_letters.listing, "admin"),
     Route(hdrs.METH_DELETE, "/v1/dead_letters", dead_letters.purge_all, "admin"),
     Route(hdrs.METH_POST, "/v1/dead_letters/replay", dead_letters.replay_all, "admin"),

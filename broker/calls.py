@@ -89,6 +89,8 @@ class Calls(ReadingCalls):
             fields += ("request_id", job.request_id)
         if job.execution_timeout_ms:
             fields += ("execution_timeout_ms", job.execution_timeout_ms)
+        if job.webhook:
+            fields += ("webhook", job.webhook)
         name, request = digests(job)
         call = script_call(
             scripts.ENQUEUE, decode, (keys.base(job.model),),

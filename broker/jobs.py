@@ -126,6 +126,8 @@ class NewJob:
     #: Bounds of the tenant, and of the key (`key_id`) it was submitted with.
     limits: RateLimits = NO_LIMITS
     key_limits: RateLimits = NO_LIMITS
+    #: JSON of a `broker.webhooks.endpoints.JobWebhook` that its end is told to; empty: none.
+    webhook: bytes = b""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -179,6 +181,8 @@ class Job:
     refunds: int = 0
     #: When its owner had its content erased: from the end on there is neither prompt nor output.
     erased_ms: int = 0
+    #: As in `NewJob`.
+    webhook: bytes = b""
 
     @property
     def is_terminal(self) -> bool:
@@ -223,6 +227,7 @@ class Job:
             execution_timeout_ms=number(b"execution_timeout_ms"),
             refunds=number(b"refunds"),
             erased_ms=number(b"erased_ms"),
+            webhook=raw.get(b"webhook", b""),
         )
 
 

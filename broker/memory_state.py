@@ -170,6 +170,7 @@ def new_record(new: NewJob, now: int) -> Record:
         usage=Usage(),
         deadline_ms=new.deadline_ms,
         execution_timeout_ms=new.execution_timeout_ms,
+        webhook=new.webhook,
     )
     key_limits = new.key_limits if new.key_id else NO_LIMITS
     limits = limits_of(new.tenant, new.limits, new.key_id, key_limits)

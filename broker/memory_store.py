@@ -32,6 +32,7 @@ from broker.memory_limits import Meters
 from broker.memory_state import Lease, ModelQueue, Named, Record
 from broker.policies import TenantPolicy, shedding_marks
 from broker.stats import DeadLetter, WorkerStatus
+from broker.webhooks.outbox import MOST_EVENTS, OutboxEvent
 from config.settings import Queue as QueueSettings
 
 
@@ -61,6 +62,10 @@ class MemoryStore:
         self._meters = Meters()
         self._workers: dict[str, tuple[WorkerStatus, int]] = {}
         self._listeners: list[Callable[[str, Event], None]] = []
+        #: Ends of jobs that have a webhook or whose tenant is in `webhook_tenants`, oldest first.
+        self.outbox: list[OutboxEvent] = []
+        #: Tenants with endpoints.
+        self.webhook_tenants: set[str] = set()
 
     def subscribe(self, callback: Callable[[str, Event], None]) -> Callable[[], None]:
         """Have every published event told, in order, from whatever thread causes it.
@@ -120,16 +125,30 @@ class MemoryStore:
             error=outcome.error,
             usage=outcome.usage,
         )
+        self._announce(record.job, now)
         if record.job.erased_ms:
             self._wipe(record)
 
     def _wipe(self, record: Record) -> None:
         """Take the content out of an ended job."""
-        record.job = replace(record.job, body=b"", metadata=b"{}", output=None)
+        record.job = replace(record.job, body=b"", metadata=b"{}", output=None, webhook=b"")
         while len(record.log) > 1:
             record.log.popleft()
         record.text = ""
         record.expires_ms = self._clock_ms() + STUB_S * 1000
+
+    def _announce(self, job: Job, now: int) -> None:
+        wanted = job.webhook or job.tenant in self.webhook_tenants
+        if wanted and len(self.outbox) < MOST_EVENTS:
+            event = OutboxEvent(
+                type=f"job.{job.status}",
+                tenant=job.tenant,
+                ms=now,
+                job=job.id,
+                seq=job.seq,
+                webhook=job.webhook.decode(),
+            )
+            self.outbox.append(event)
 
     def _unlease(self, state: ModelQueue, job: Job) -> Lease:
         state.running[job.tenant] -= 1

@@ -17,6 +17,7 @@ from broker.fairness import LEAST_TOKENS, MEMORY
 from broker.forecast import RIVALS
 from broker.jobs import BAND_SHARES, BANDS, STUB_S
 from broker.limits import MINUTE_MS, TOLERANCE_MS
+from broker.webhooks.outbox import MOST_EVENTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,7 @@ def _constants(script: str) -> str:
         "RIVALS": repr(RIVALS),
         "STUB_S": repr(STUB_S),
         "MINUTE_MS": repr(MINUTE_MS),
+        "WEBHOOK_EVENTS": repr(MOST_EVENTS),
         "TOLERANCE_MS": repr(TOLERANCE_MS),
     }
     named = set(re.findall(r"[A-Z_]+", script))
@@ -73,6 +75,8 @@ def _needed(prelude: str, verb: str) -> str:
 def _load(name: str) -> Script:
     folder = resources.files("broker") / "lua"
     prelude = (folder / "_prelude.lua").read_text(encoding="utf-8")
+    if name.startswith("webhook_"):
+        prelude += (folder / "_webhooks.lua").read_text(encoding="utf-8")
     flags, _, verb = (folder / f"{name}.lua").read_text(encoding="utf-8").partition("\n")
     body = _needed(prelude, verb) + verb
     source = f"{flags}\n{_constants(body)}{body}".encode()
@@ -101,6 +105,11 @@ STATS = _load("stats")
 TENANT_QUEUE = _load("tenant_queue")
 LIST_JOBS = _load("list_jobs")
 CONVERSE = _load("converse")
+WEBHOOK_PUT = _load("webhook_put")
+WEBHOOK_CLAIM = _load("webhook_claim")
+WEBHOOK_RECORD = _load("webhook_record")
+WEBHOOK_AGAIN = _load("webhook_again")
+WEBHOOK_MIRROR = _load("webhook_mirror")
 
 ALL: tuple[Script, ...] = (
     ENQUEUE,
@@ -125,4 +134,9 @@ ALL: tuple[Script, ...] = (
     TENANT_QUEUE,
     LIST_JOBS,
     CONVERSE,
+    WEBHOOK_PUT,
+    WEBHOOK_CLAIM,
+    WEBHOOK_RECORD,
+    WEBHOOK_AGAIN,
+    WEBHOOK_MIRROR,
 )

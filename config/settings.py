@@ -282,6 +282,49 @@ class Models(_Section):
     cache_dir: str = ""
 
 
+class Webhooks(_Section):
+    """Messages to the tenants' own servers."""
+
+    #: Secrets of endpoints are derived from it; empty: from the pepper, which then can't be changed
+    #: without changing them.
+    key: SecretStr = SecretStr("")
+    #: In development: 127.0.0.1 and ::1 may be sent to.
+    allow_loopback: bool = False
+    #: Longest one attempt may take.
+    timeout_s: Annotated[float, Field(gt=0, le=60)] = 10.0
+    #: Seconds before each attempt, counted from the one before.
+    retry_s: str = "0 5 300 1800 7200 18000 36000 50400 72000 86400"
+    #: An endpoint that fails for this long is disabled.
+    disable_after_s: Seconds = 432_000.0
+    #: Endpoints of a tenant.
+    max_endpoints: Annotated[int, Field(ge=1, le=100)] = 10
+    #: Deliveries being sent: in all (a tenant has half of it), and to one endpoint.
+    max_in_flight: Annotated[int, Field(ge=1, le=512)] = 32
+    max_in_flight_per_endpoint: Annotated[int, Field(ge=1, le=512)] = 8
+    #: Deliveries that may wait for one endpoint; what comes then is discarded, and logged as such.
+    max_pending: Positive = 10_000
+    #: Largest message; an output that makes it larger is left out.
+    max_body_bytes: Annotated[int, Field(ge=4096, le=1_048_576)] = 20_000
+    #: Deliveries in the log of an endpoint, and how long ended ones are kept.
+    log_entries: Annotated[int, Field(ge=1, le=10_000)] = 1000
+    log_ttl_s: Positive = 604_800
+
+    @field_validator("retry_s")
+    @classmethod
+    def _waits(cls, value: str) -> str:
+        try:
+            waits = [float(part) for part in value.split()]
+        except ValueError:
+            raise ValueError("must be numbers separated by blanks") from None
+        if not 1 <= len(waits) <= 50 or not all(0 <= wait <= 604_800 for wait in waits):
+            raise ValueError("must be 1 to 50 numbers from 0 to 604800")
+        return value
+
+    @property
+    def retry_plan(self) -> tuple[float, ...]:
+        return tuple(float(part) for part in self.retry_s.split())
+
+
 class Log(_Section):
     """Log lines on stderr."""
 
@@ -320,6 +363,7 @@ class Settings(BaseSettings):
     simulated: Simulated = Simulated()
     flower: Flower = Flower()
     models: Models = Models()
+    webhooks: Webhooks = Webhooks()
     log: Log = Log()
 
 

@@ -252,6 +252,7 @@ async def serving(
     key: str = "a",
     conversations: Any = None,
     storage: bool = False,
+    webhooks: Any = None,
 ) -> AsyncIterator[Api]:
     noticed = Noticed(async_queue)
     accounts = Accounts()
@@ -263,6 +264,7 @@ async def serving(
         authenticator=accounts,
         conversations=conversations or MemoryConversations(),
         storage=storage,
+        webhooks=webhooks,
     )
     worker = Worker(queue, noticed.bell)
     working = asyncio.create_task(worker.run())
@@ -290,7 +292,7 @@ def make_database(settings: Settings) -> None:
 
 
 @asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[Api]:
+async def running(settings: Settings, *, webhooks: Any = None) -> AsyncIterator[Api]:
     """The API on a real server."""
     client = connect(settings.redis)
     async with connect_async(settings.redis) as async_client:
@@ -303,6 +305,7 @@ async def running(settings: Settings) -> AsyncIterator[Api]:
             queue,
             hub,
             conversations=RedisConversations(async_client, ttl_s=60),
+            webhooks=webhooks,
         ) as api:
             yield api
         await hub.stop()

@@ -95,7 +95,7 @@ class WorkerProcess:
         settings, spec = self._settings, self._spec
         label = "simulated" if settings.worker.engine == "simulated" else "transformers"
         metrics = WorkerMetrics(spec.name, label)
-        _serve_metrics(settings)
+        serve_metrics(settings)
         client = connect(settings.redis)
         queue = RedisQueue(client, settings.queue)
         registry = LeaseRegistry(
@@ -207,7 +207,8 @@ class WorkerProcess:
         )
 
 
-def _serve_metrics(settings: Settings) -> None:
+def serve_metrics(settings: Settings) -> None:
+    """The process's own listener for `/metrics`, if it shall have one."""
     port = settings.worker.metrics_port
     if not port:
         return

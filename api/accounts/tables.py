@@ -173,3 +173,33 @@ class BatchRow(Base):
     lease_owner: Mapped[str | None] = mapped_column(String(64))
     lease_until: Mapped[datetime | None]
     lease_epoch: Mapped[int] = mapped_column(server_default="0")
+
+
+class WebhookEndpointRow(Base):
+    """Secrets aren't here: they are derived from id and version (broker/webhooks/signing.py)."""
+
+    __tablename__ = "webhook_endpoints"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"), index=True)
+    name: Mapped[str] = mapped_column(String(100))
+    url: Mapped[str] = mapped_column(String(2048))
+    #: Separated by one space.
+    event_types: Mapped[str] = mapped_column(String(1000))
+    include_output: Mapped[bool]
+    enabled: Mapped[bool]
+    secret_version: Mapped[int]
+    #: Until then the secret before signs as well.
+    previous_until: Mapped[datetime | None]
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+
+
+class WebhookSecretRow(Base):
+    """The secret of a tenant's webhooks of single jobs, once it was shown."""
+
+    __tablename__ = "webhook_secrets"
+
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"), primary_key=True)
+    secret_version: Mapped[int]
+    previous_until: Mapped[datetime | None]

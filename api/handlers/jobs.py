@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Final
 
 import orjson
@@ -18,16 +19,18 @@ from api.errors import ApiError
 from api.handlers.body import ANYHOW, Preference, preference, query_number, read_body
 from api.handlers.intake import Terms, milliseconds, new_job
 from api.handlers.responses import previous
+from api.handlers.webhooks import accept_url
 from api.limit_headers import limit_headers
 from api.ports import Queue
 from api.schemas.job_object import accepted_object, job_object, overhead_ms, queue_ms
-from api.schemas.jobs import CANCELS, LISTING, RETRY, SUBMISSION
+from api.schemas.jobs import CANCELS, LISTING, RETRY, SUBMISSION, Webhook
 from api.schemas.parsing import parse, parse_query
 from api.schemas.responses import ResponseRequest
 from broker.errors import JobNotFoundError
 from broker.jobs import Accepted, Job, NewJob, Status
 from broker.queue import CancelResult
 from broker.stats import Position
+from broker.webhooks.endpoints import JobWebhook
 from config.logs import get_logger
 
 log = get_logger(__name__)
@@ -65,6 +68,8 @@ async def submit(request: web.Request) -> web.Response:
         ),
         within="body.",
     )
+    if wanted.webhook is not None:
+        job = replace(job, webhook=_job_webhook(request, wanted.webhook))
     max_wait_s = request.app[keys.SETTINGS].api.max_wait_s
     return await accept(request, job, preference(request, max_wait_s=max_wait_s))
 
@@ -76,6 +81,15 @@ async def _go_on(request: web.Request, wanted: ResponseRequest) -> None:
         raise ApiError("unsupported_parameter", message, param="body.conversation")
     if wanted.previous_response_id is not None:
         wanted.go_on_from(await previous(request, wanted.previous_response_id))
+
+
+def _job_webhook(request: web.Request, wanted: Webhook) -> bytes:
+    """As the job's record keeps it. Raises `ApiError`."""
+    return JobWebhook(
+        url=accept_url(request.app[keys.SETTINGS], wanted.url, param="webhook.url"),
+        event_types=tuple(dict.fromkeys(wanted.events)),
+        include_output=wanted.include_output,
+    ).to_json()
 
 
 async def accept(request: web.Request, job: NewJob, prefer: Preference) -> web.Response:

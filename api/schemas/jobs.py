@@ -15,6 +15,7 @@ from api.schemas.inference import (
 )
 from api.schemas.responses import ResponseRequest
 from broker.jobs import Band, Status
+from broker.webhooks.urls import MAX_URL
 
 #: 30 days.
 MAX_TTL_S = 30 * 86_400
@@ -29,6 +30,17 @@ Moment = Annotated[
 ]
 #: Jobs cancelled by one call.
 MAX_CANCELS = 1_000
+
+
+class Webhook(Schema):
+    """Where the end of a job is told to."""
+
+    url: Annotated[str, Field(min_length=1, max_length=MAX_URL)]
+    events: Annotated[
+        list[Literal["job.completed", "job.failed", "job.cancelled", "job.expired"]],
+        Field(min_length=1, max_length=4),
+    ] = ["job.completed", "job.failed", "job.cancelled", "job.expired"]  # noqa: RUF012
+    include_output: bool = False
 
 
 class _Submission(Schema):
@@ -46,6 +58,7 @@ class _Submission(Schema):
     execution_timeout: Annotated[float, Field(ge=0.001, le=MAX_EXECUTION_S)] | None = None
     #: Seconds before which the job isn't started.
     delay: Annotated[float, Field(ge=0, le=MAX_DELAY_S)] | None = None
+    webhook: Webhook | None = None
 
 
 class ChatSubmission(_Submission):

@@ -192,7 +192,7 @@ end
 local function read_job(id)
   local raw = call('HMGET', 'fb:job:' .. id, 'status', 'tenant', 'band', 'model', 'cost', 'attempt',
     'refunds', 'max_attempts', 'seq', 'result_ttl_s', 'deadline_ms',
-    'created_ms', 'queued_ms', 'limits', 'key_id', 'erased_ms')
+    'created_ms', 'queued_ms', 'limits', 'key_id', 'erased_ms', 'webhook')
   if not raw[1] then
     return nil
   end
@@ -201,7 +201,7 @@ local function read_job(id)
     cost = tonumber(raw[5]), attempt = tonumber(raw[6] or 0), refunds = tonumber(raw[7] or 0),
     max_attempts = tonumber(raw[8]), seq = tonumber(raw[9]), ttl = tonumber(raw[10]),
     deadline = raw[11] or nil, since = tonumber(raw[13] or raw[12]),
-    limits = raw[14] or nil, key_id = raw[15] or '', erased = raw[16],
+    limits = raw[14] or nil, key_id = raw[15] or '', erased = raw[16], webhook = raw[17] or nil,
   }
 end
 
@@ -290,11 +290,27 @@ end
 -- STUB_S. The last event says how it ended and has no text.
 local function wipe(id)
   local key = 'fb:job:' .. id
-  call('HDEL', key, 'body', 'metadata', 'output')
+  call('HDEL', key, 'body', 'metadata', 'output', 'webhook')
   call('LTRIM', key .. ':events', -1, -1)
   call('DEL', key .. ':text')
   call('EXPIRE', key, STUB_S)
   call('EXPIRE', key .. ':events', STUB_S)
+end
+
+-- Leaves word of a job's end for the webhook worker, where anybody wants it (broker/webhooks).
+local function announce(id, job, status, seq, now)
+  if not job.webhook and call('EXISTS', 'fb:webhook:endpoints:' .. job.tenant) == 0 then
+    return
+  end
+  if call('LLEN', 'fb:webhook:outbox') >= WEBHOOK_EVENTS then
+    call('HINCRBY', 'fb:webhook:counts', 'overflowed', 1)
+    return
+  end
+  call('RPUSH', 'fb:webhook:outbox', cjson.encode({type = 'job.' .. status, tenant = job.tenant,
+    job = id, seq = seq, ms = now, webhook = job.webhook}))
+  if call('EXISTS', 'fb:webhook:bell') == 0 then
+    call('RPUSH', 'fb:webhook:bell', '1')
+  end
 end
 
 -- Makes a job terminal, once it is out of queue, delay and lease. `fields` are further fields and
@@ -309,6 +325,7 @@ local function finish(base, id, job, status, now, fields, taken)
   end
   call('HSET', key, 'status', status, 'finished_ms', now, 'seq', seq, unpack(fields))
   log_event(id, seq, status, job.attempt)
+  announce(id, job, status, seq, now)
   call('EXPIRE', key, job.ttl)
   call('EXPIRE', key .. ':events', job.ttl)
   call('EXPIRE', key .. ':text', job.ttl)
