@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 from typing import Final
 
 from aiohttp import web
@@ -21,14 +23,22 @@ _RECORD_S: Final = 10.0
 
 
 async def write_response(
-    request: web.Request, job: Job, follower: Follower, events: ResponseEvents
+    request: web.Request,
+    job: Job,
+    follower: Follower,
+    events: ResponseEvents,
+    *,
+    within_s: float = math.inf,
 ) -> web.StreamResponse:
-    """Follow the job to its end. A server that shuts down breaks off; readers resume elsewhere."""
+    """Follow the job to its end, or for `within_s`.
+
+    A server that shuts down breaks off; readers resume elsewhere.
+    """
     headers = {"x-request-id": request[keys.REQUEST_ID], "x-job-id": job.id}
     stream = await sse.open_stream(request, headers)
     await stream.write(events.opening() or sse.PING)
     try:
-        await _follow(request, stream, job, follower, events)
+        await _follow(request, stream, job, follower, events, within_s)
     except (ApiError, BrokerError) as error:
         shown = from_broker(error) if isinstance(error, BrokerError) else error
         request.app[keys.METRICS].request_refused(shown.code)
@@ -43,12 +53,17 @@ async def _follow(
     job: Job,
     follower: Follower,
     events: ResponseEvents,
+    within_s: float,
 ) -> None:
     app, text = request.app, TextRelay()
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + within_s
     ping_s = app[keys.SETTINGS].api.ping_interval_s
     async with app[keys.CLOSING].interrupts():
         while not follower.finished:
-            item = await follower.next(ping_s)
+            if loop.time() >= deadline:
+                raise ApiError("deadline_exceeded", job_id=job.id)
+            item = await follower.next(min(ping_s, deadline - loop.time()))
             if item is None:
                 await stream.write(sse.PING)
                 continue

@@ -74,7 +74,8 @@ async def _run(request: web.Request, wanted: ResponseRequest, job: NewJob) -> we
                 _count(request, attendance.job, replayed=attendance.replayed)
                 record = await queue.get(attendance.job.id)
                 follower, events = attendance.follower, ResponseEvents(record)
-                return await write_response(request, record, follower, events)
+                within_s = request.app[keys.SETTINGS].api.sync_timeout_s
+                return await write_response(request, record, follower, events, within_s=within_s)
         return await _answer(request, job)
     finally:
         if wanted.store is False and not job.idempotency_key:
