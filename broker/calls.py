@@ -236,9 +236,7 @@ class Calls(ReadingCalls):
         return script_call(scripts.SWEEP, number, (keys.base(queue),), self._cap, SWEEP_BATCH)
 
     def count_claimable(self, queue: str, most: int) -> Call[int]:
-        return script_call(
-            scripts.COUNT_CLAIMABLE, number, (keys.base(queue),), self._cap, most
-        )
+        return script_call(scripts.COUNT_CLAIMABLE, number, (keys.base(queue),), self._cap, most)
 
     # -- policy and readings ----------------------------------------------------------------------
     def set_policy(

@@ -9,6 +9,7 @@ from celery.exceptions import CPendingDeprecationWarning
 from celery.worker import consumer
 from celery.worker.state import maybe_shutdown
 
+from broker import leases
 from config.logs import get_logger
 
 log = get_logger(__name__)
@@ -41,8 +42,18 @@ class Consumer(consumer.Consumer):  # type: ignore[misc]
         self.first_connection_attempt = False
         return conn
 
+    def register_with_event_loop(self, hub: Any) -> None:
+        super().register_with_event_loop(hub)
+        registry = leases.installed()
+        if registry is not None and registry.on_drain is None:
+            registry.on_drain = lambda: hub.call_soon(_woken)
+
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         with warnings.catch_warnings():
             # About jobs that run on through the loss, which is what we want.
             warnings.simplefilter("ignore", CPendingDeprecationWarning)
             super().on_connection_error_after_connected(exc)
+
+
+def _woken() -> None:
+    """Runs in the event loop so that it looks at its flags."""
