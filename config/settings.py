@@ -132,7 +132,7 @@ class Queue(_Section):
     """Leases, bounds and lifetimes of jobs."""
 
     #: `amqp://` or `amqps://` URL of a RabbitMQ over which workers get their turns; empty: over the
-    #: Redis that holds the jobs, at several times the rate. A password in it is never printed.
+    #: Redis that holds the jobs, at 1.5 times the rate. A password in it is never printed.
     broker_url: SecretStr = SecretStr("")
     #: A job whose worker is silent for this long is given to another one.
     lease_ttl_s: Seconds = 10.0

@@ -5,12 +5,14 @@ What is to hold is what holds on Redis: nothing lost, the same order, the same t
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
@@ -19,10 +21,10 @@ from broker.memory import MemoryQueue
 from broker.policies import TenantPolicy
 from broker.tickets import MOST_WAITING, queue_name
 from config.settings import Queue
+from loadtests.rabbitmq_node import PASSWORD, SCRIPT, RabbitMq
 from tests.conftest import free_port, missing
 from tests.integration.ticket_lab import MODEL, TicketLab
 from tests.integration.worker_lab import until
-from tests.rabbitmq import PASSWORD, SCRIPT, RabbitMq
 
 TTL_S = 2.0
 TICKETS = queue_name(MODEL)
@@ -112,6 +114,29 @@ def test_a_cap_is_kept_without_delay_and_without_spinning(lab: TicketLab) -> Non
     lab.await_end([long])
     assert lab.counted("forebay_workers_tickets_issued_total") - before <= 3
     lab.await_end([blocked])
+
+
+def test_flower_shows_queues_workers_and_jobs(lab: TicketLab) -> None:
+    url = lab.console()
+
+    def page(path: str) -> str:
+        with urlopen(url + path, timeout=10) as answer:
+            text: str = answer.read().decode()
+        assert PASSWORD not in text
+        return text
+
+    lab.start()
+    until(lambda: "w0@" in page("/workers"), "the worker is shown")
+    (job_id,) = lab.put()
+    lab.await_end([job_id])
+    # A ticket's task tells which job it ran as its result.
+    until(lambda: job_id in page("/api/tasks"), "the job is shown")
+    lab.queue.pause(MODEL)
+    lab.put(3, tenant="ten_a")
+    rows = json.loads(page("/api/queues/length"))["active_queues"]
+    waiting = {row["name"]: row["messages"] for row in rows}
+    assert waiting[MODEL] == waiting[f"{MODEL} · tenant ten_a"] == 3
+    assert MODEL in page("/broker")
 
 
 def test_a_killed_worker_costs_the_lease_time_and_lost_tickets_nothing(

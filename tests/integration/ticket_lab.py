@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import suppress
@@ -38,6 +39,7 @@ class TicketLab:
         self.workers: list[subprocess.Popen[bytes]] = []
         self._folder = folder
         self._ports: list[int] = []
+        self._console: subprocess.Popen[bytes] | None = None
         self._environment = {
             **{name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ},
             "PYTHONPATH": str(Path(__file__).parents[2]),
@@ -77,6 +79,25 @@ class TicketLab:
         worker = self.begin(slots=slots)
         self.await_ready(worker)
         return worker
+
+    def console(self) -> str:
+        """Start Flower; returns its address once it answers. It ends with the lab."""
+        port = free_port()
+        with (self._folder / "console.log").open("wb") as stream:
+            self._console = subprocess.Popen(
+                [sys.executable, "-m", "infra.console"],
+                cwd=self._folder,
+                env={**self._environment, "FOREBAY_FLOWER__PORT": str(port)},
+                stdout=stream,
+                stderr=stream,
+            )
+
+        def listens() -> bool:
+            with socket.socket() as sock:
+                return sock.connect_ex(("127.0.0.1", port)) == 0
+
+        until(listens, "the console listens")
+        return f"http://127.0.0.1:{port}"
 
     def await_ready(self, worker: subprocess.Popen[bytes]) -> None:
         def ready() -> bool:
@@ -163,7 +184,7 @@ class TicketLab:
         )
 
     def close(self) -> None:
-        for worker in self.workers:
+        for worker in [*self.workers, *([self._console] if self._console else [])]:
             with suppress(ProcessLookupError):
                 worker.send_signal(signal.SIGCONT)
                 worker.kill()

@@ -1,4 +1,4 @@
-"""A RabbitMQ of the tests' own: on free ports, in a folder of its own, gone with them."""
+"""A RabbitMQ for tests and benchmarks: on free ports, in a folder of its own, gone with them."""
 
 from __future__ import annotations
 
