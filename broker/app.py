@@ -83,8 +83,6 @@ def _over_rabbitmq(settings: Settings, model_queues: frozenset[str]) -> dict[str
         # A connection that fell silent is dropped after twice this.
         "broker_heartbeat": HEALTH_CHECK_S,
         "task_queues": [tickets.ticket_queue(name) for name in sorted(model_queues)],
-        # Celery asks in every thread's stead whether queues are quorum queues; ours aren't.
-        "worker_detect_quorum_queues": False,
     }
 
 

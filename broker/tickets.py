@@ -47,8 +47,9 @@ LOOK_EVERY_S = 0.5
 #: Wait for an answer of RabbitMQ, and before it is tried again (s).
 TIMEOUT_S = 5.0
 RETRY_S = 0.5
-#: Of a queue: what it never reaches, so that nothing is unbounded whoever puts tickets in.
-ARGUMENTS = {"x-max-length": 100_000}
+#: Of a queue: classic whatever the virtual host's default is (tickets are neither replicated nor
+#: kept on a disk), and with a bound that it never reaches unless others put tickets in.
+ARGUMENTS = {"x-queue-type": "classic", "x-max-length": 100_000}
 
 _BODY = orjson.dumps([[], {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}])
 _HEADERS: dict[str, Any] = {

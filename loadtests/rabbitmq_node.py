@@ -22,7 +22,14 @@ _START_S = 60.0
 class RabbitMq:
     """One node, which can be killed and started again with what it kept on its disk."""
 
-    def __init__(self, folder: Path, ports: tuple[int, int, int]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        ports: tuple[int, int, int],
+        *,
+        tls: tuple[int, Path, Path] | None = None,
+    ) -> None:
+        """`tls`: a port for TLS, the certificate and its key."""
         port, distribution_port, epmd_port = ports
         self.url = f"amqp://guest:{PASSWORD}@127.0.0.1:{port}//"
         self._folder = folder
@@ -48,6 +55,16 @@ class RabbitMq:
             f"default_pass = {PASSWORD}\nvm_memory_high_watermark.absolute = 512MB\n"
             "disk_free_limit.absolute = 50MB\nlog.console = false\n"
         )
+        if tls is not None:
+            tls_port, certificate, key = tls
+            self.certificate = certificate
+            self.tls_url = f"amqps://guest:{PASSWORD}@127.0.0.1:{tls_port}//"
+            with (folder / "rabbitmq.conf").open("a") as conf:
+                conf.write(
+                    f"listeners.ssl.default = 127.0.0.1:{tls_port}\n"
+                    f"ssl_options.cacertfile = {certificate}\n"
+                    f"ssl_options.certfile = {certificate}\nssl_options.keyfile = {key}\n"
+                )
         (folder / "plugins").write_text("[].\n")
         self._process: subprocess.Popen[bytes] | None = None
 

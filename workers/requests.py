@@ -9,7 +9,7 @@ from celery.worker.request import Request
 
 from broker import leases
 from config.logs import get_logger
-from workers import tasks
+from workers import turns
 
 log = get_logger(__name__)
 
@@ -60,7 +60,7 @@ class TicketRequest(JobRequest):
 
     @property
     def job_id(self) -> str:
-        return tasks.job_of(str(self.id)) or ""
+        return turns.jobs.get(str(self.id), "")
 
     def acknowledge(self) -> None:
         """A ticket that came through a lost connection was given to others with it."""

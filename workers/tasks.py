@@ -20,11 +20,6 @@ def install(runner: Runner, turns: Turns | None = None) -> None:
     _runner, _turns = runner, turns
 
 
-def job_of(ticket: str) -> str | None:
-    """The job that a ticket has brought and that still runs."""
-    return _turns.job_of(ticket) if _turns is not None else None
-
-
 @shared_task(name="forebay.run_job")  # type: ignore[untyped-decorator]
 def run_job(job_id: str) -> None:
     """Run a job whose lease this process holds; everything about it is in the lease's record."""

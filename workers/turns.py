@@ -16,6 +16,10 @@ log = get_logger(__name__)
 #: Pause between two looks whether this worker may claim again (s).
 RETRY_S = 0.25
 
+#: Ticket -> the job it has brought, while that runs. Of the whole process, as Celery makes the
+#: requests that look here.
+jobs: dict[str, str] = {}
+
 
 class JobRunner(Protocol):
     def run(self, job_id: str) -> None: ...
@@ -34,11 +38,6 @@ class Turns:
         self._registry = registry
         self._runner = runner
         self._metrics = metrics
-        #: Ticket -> the job it has brought.
-        self._jobs: dict[str, str] = {}
-
-    def job_of(self, ticket: str) -> str | None:
-        return self._jobs.get(ticket)
 
     def take(self, ticket: str) -> str | None:
         """Claim a job and run it; returns its id, or None when there was nothing to claim."""
@@ -47,11 +46,11 @@ class Turns:
         if claim is None:
             return None
         job_id = claim.job.id
-        self._jobs[ticket] = job_id
+        jobs[ticket] = job_id
         try:
             self._runner.run(job_id)
         finally:
-            del self._jobs[ticket]
+            del jobs[ticket]
             # Nothing is left of a job that was settled; one that wasn't goes back.
             self._registry.acknowledge(delivery_tag(claim))
         return job_id

@@ -9,18 +9,27 @@ import json
 import os
 import random
 import signal
+import ssl
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
+from broker.app import make_app
+from broker.errors import BrokerUnavailableError
 from broker.jobs import NewJob, Outcome, Status
 from broker.memory import MemoryQueue
 from broker.policies import TenantPolicy
-from broker.tickets import MOST_WAITING, queue_name
-from config.settings import Queue
+from broker.tickets import MOST_WAITING, TicketOffice, queue_name
+from config.settings import Queue, Settings
 from loadtests.rabbitmq_node import PASSWORD, SCRIPT, RabbitMq
 from tests.conftest import free_port, missing
 from tests.integration.ticket_lab import MODEL, TicketLab
@@ -34,12 +43,44 @@ TICKETS = queue_name(MODEL)
 def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMq]:
     if not SCRIPT.exists():
         missing("rabbitmq-server")
-    node = RabbitMq(tmp_path_factory.mktemp("rabbitmq"), (free_port(), free_port(), free_port()))
+    folder = tmp_path_factory.mktemp("rabbitmq")
+    node = RabbitMq(
+        folder,
+        (free_port(), free_port(), free_port()),
+        tls=(free_port(), *_certificate(folder)),
+    )
     try:
         node.start()
         yield node
     finally:
         node.close()
+
+
+def _certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate of 127.0.0.1 that nobody but itself vouches for, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "tests")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False
+        )
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    (folder / "cert.pem").write_bytes(certificate.public_bytes(pem))
+    (folder / "key.pem").write_bytes(
+        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return folder / "cert.pem", folder / "key.pem"
 
 
 @pytest.fixture
@@ -187,6 +228,33 @@ def test_rabbitmq_may_be_away_while_workers_run_and_when_they_start(
     assert late.wait(10) == 0
     lab.await_end(ids)
     lab.assert_completed_once(ids)
+
+
+def test_a_second_signal_hands_running_jobs_back(lab: TicketLab) -> None:
+    worker = lab.start(slots=1, FOREBAY_WORKER__GRACE_S="60")
+    (job_id,) = lab.put(steps=500)
+    until(lambda: lab.running() == 1, "the job runs")
+    worker.send_signal(signal.SIGQUIT)
+    worker.wait(10)
+    assert (lab.job(job_id).status, lab.job(job_id).attempt) == (Status.QUEUED, 1)
+
+
+def test_tls_checks_the_server(rabbitmq: RabbitMq, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(queue={"broker_url": rabbitmq.tls_url})
+    office = TicketOffice(settings.queue, MODEL)
+    app = make_app(settings, model_queues=[MODEL])
+    with pytest.raises(BrokerUnavailableError, match="CERTIFICATE_VERIFY_FAILED") as refused:
+        office.waiting()
+    assert PASSWORD not in str(refused.value)
+    with pytest.raises(ssl.SSLCertVerificationError), app.connection_for_read() as connection:
+        connection.connect()
+    monkeypatch.setenv("SSL_CERT_FILE", str(rabbitmq.certificate))
+    assert office.waiting() >= 0
+    assert office.issue(3) == 3
+    assert office.waiting() >= 3
+    office.close()
+    with app.connection_for_read() as connection:
+        connection.connect()
 
 
 @pytest.mark.chaos

@@ -55,7 +55,7 @@ class TicketLab:
             "FOREBAY_LOG__FORMAT": "json",
         }
 
-    def begin(self, *, slots: int = 4) -> subprocess.Popen[bytes]:
+    def begin(self, *, slots: int = 4, **environment: str) -> subprocess.Popen[bytes]:
         """Start a worker."""
         number = len(self.workers)
         self._ports.append(free_port())
@@ -65,6 +65,7 @@ class TicketLab:
                 cwd=self._folder,
                 env={
                     **self._environment,
+                    **environment,
                     "FOREBAY_SIMULATED__CAPACITY": str(slots),
                     "FOREBAY_WORKER__METRICS_PORT": str(self._ports[-1]),
                 },
@@ -74,9 +75,9 @@ class TicketLab:
         self.workers.append(worker)
         return worker
 
-    def start(self, *, slots: int = 4) -> subprocess.Popen[bytes]:
+    def start(self, *, slots: int = 4, **environment: str) -> subprocess.Popen[bytes]:
         """Start a worker and wait until it is ready."""
-        worker = self.begin(slots=slots)
+        worker = self.begin(slots=slots, **environment)
         self.await_ready(worker)
         return worker
 
