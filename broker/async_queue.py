@@ -114,8 +114,13 @@ class AsyncRedisQueue:
         return await self._run(self._calls.text(job_id))
 
     # -- working side -----------------------------------------------------------------------------
-    async def claim(self, queue: str, owner: str, *, limit: int = 1) -> list[Claim]:
-        return await self._run(self._calls.claim(queue, owner, limit))
+    async def claim(
+        self, queue: str, owner: str, *, limit: int = 1, batch_room: int | None = None
+    ) -> list[Claim]:
+        return await self._run(self._calls.claim(queue, owner, limit, batch_room))
+
+    async def wake(self, queue: str, owner: str) -> None:
+        await self._run(self._calls.wake(queue, owner))
 
     async def load_scripts(self) -> None:
         """Make all scripts known to the server."""

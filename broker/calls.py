@@ -43,6 +43,8 @@ CANCEL_BATCH = 500
 REPLAY_BATCH = 100
 #: Ids looked at by one sweep, about.
 SWEEP_BATCH = 200
+#: A wake-up that its worker doesn't hear is of no use for longer.
+WAKE_MS = 10_000
 
 _LEASE_STATES: tuple[LeaseState, ...] = ("ok", "lost", "cancel")
 _CANCEL_RESULTS: tuple[CancelResult, ...] = ("cancelled", "cancelling", "terminal")
@@ -169,11 +171,18 @@ class Calls(ReadingCalls):
         )
 
     # -- working side -----------------------------------------------------------------------------
-    def claim(self, queue: str, owner: str, limit: int) -> Call[list[Claim]]:
+    def claim(
+        self, queue: str, owner: str, limit: int, batch_room: int | None = None
+    ) -> Call[list[Claim]]:
         return script_call(
             scripts.CLAIM, lambda reply, _: self.decode_claims(queue, reply), (keys.base(queue),),
             owner, self._lease_ms, limit, self._weight, self._cap,
+            limit if batch_room is None else batch_room,
         )  # fmt: skip
+
+    def wake(self, queue: str, owner: str) -> Call[None]:
+        key = keys.wake(queue, owner)
+        return Call((("RPUSH", key, 1), ("PEXPIRE", key, WAKE_MS)), lambda replies, _: None)
 
     @staticmethod
     def decode_claims(queue: str, reply: list[Any]) -> list[Claim]:
@@ -259,6 +268,8 @@ class Calls(ReadingCalls):
 def _limits(job: NewJob) -> str:
     """The rate limits of a job as the scripts take them; empty without any."""
     mine, keys_ = job.limits, job.key_limits if job.key_id else NO_LIMITS
+    if mine is NO_LIMITS and keys_ is NO_LIMITS:
+        return ""
     numbers = (
         mine.requests_per_minute,
         mine.tokens_per_minute,

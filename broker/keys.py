@@ -29,6 +29,16 @@ def bell(queue: str) -> str:
     return f"{base(queue)}bell"
 
 
+def batch_bell(queue: str) -> str:
+    """The same for workers that have room for batch jobs, where the one that looked had none."""
+    return f"{base(queue)}bell:batch"
+
+
+def wake(queue: str, owner: str) -> str:
+    """List with expiry: a worker that waits has room for batch jobs again."""
+    return f"{base(queue)}wake:{owner}"
+
+
 def cancels(queue: str) -> str:
     """Pub/sub channel: ids of running jobs whose cancel is wanted."""
     return f"{base(queue)}cancel"

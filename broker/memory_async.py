@@ -71,8 +71,13 @@ class AsyncMemoryQueue:
     async def text(self, job_id: str) -> str:
         return self._memory.text(job_id)
 
-    async def claim(self, queue: str, owner: str, *, limit: int = 1) -> list[Claim]:
-        return self._memory.claim(queue, owner, limit=limit)
+    async def claim(
+        self, queue: str, owner: str, *, limit: int = 1, batch_room: int | None = None
+    ) -> list[Claim]:
+        return self._memory.claim(queue, owner, limit=limit, batch_room=batch_room)
+
+    async def wake(self, queue: str, owner: str) -> None:
+        self._memory.wake(queue, owner)
 
     async def renew(
         self, queue: str, owner: str, leases: Sequence[tuple[str, int]]

@@ -14,6 +14,8 @@ from broker.stats import DeadLetter, QueueMode
 
 #: Events kept per job.
 _EVENTS = 512
+#: How long the rates of a tenant that has nothing done are kept.
+_RATES_MS = 3_600_000
 
 
 @dataclass(slots=True)
@@ -115,6 +117,13 @@ class ModelQueue:
         """Take account of a completion."""
         for name in (None, tenant):
             self.drains[name] = drained(self.drains.get(name), now, since, tokens)
+
+    def forget_rates(self, now: int) -> None:
+        """Drop the rates of tenants that had nothing done for an hour, and what their jobs took."""
+        for name, drain in list(self.drains.items()):
+            if name is not None and drain.at_ms < now - _RATES_MS:
+                del self.drains[name]
+                self.fair.own.pop(name, None)
 
     def unbury(self, job_id: str) -> None:
         """The job is no dead letter any more, if it was one."""

@@ -119,7 +119,7 @@ class MemoryStore:
         lease = self._unlease(state, job)
         if refund:
             record.refunds += 1
-            state.fair.settle(job.band, job.tenant, -lease.charged, policy.weight)
+            state.fair.settle(job.band, job.tenant, 0, lease.charged, policy.weight)
         state.unpark(job.tenant, policy.max_in_flight)
         if lease.cancel:
             self._finish(record, Outcome(status=Status.CANCELLED))

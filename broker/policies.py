@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from broker.jobs import BANDS, Band
-from broker.limits import RateLimits
+from broker.limits import NO_LIMITS, RateLimits
 from config.settings import Queue as QueueSettings
 
 
@@ -38,6 +38,8 @@ class TenantPolicy:
     @property
     def limits(self) -> RateLimits:
         """What travels with each job of the tenant."""
+        if not (self.requests_per_minute or self.tokens_per_minute or self.max_jobs):
+            return NO_LIMITS
         return RateLimits(
             requests_per_minute=self.requests_per_minute,
             tokens_per_minute=self.tokens_per_minute,

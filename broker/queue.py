@@ -87,12 +87,20 @@ class JobQueue(Protocol):
         ...
 
     # -- working side -----------------------------------------------------------------------------
-    def claim(self, queue: str, owner: str, *, limit: int = 1) -> list[Claim]:
+    def claim(
+        self, queue: str, owner: str, *, limit: int = 1, batch_room: int | None = None
+    ) -> list[Claim]:
         """Lease up to `limit` jobs in fair order, after taking back expired leases and due delays.
+
+        At most `batch_room` of them are batch jobs (None: any number).
 
         A job whose attempts are used up is failed (`max_attempts`) and kept as a dead letter; one
         that waited beyond its deadline expires without being leased, wherever it stood.
         """
+        ...
+
+    def wake(self, queue: str, owner: str) -> None:
+        """Let a worker that waits for other work know that it has room for batch jobs again."""
         ...
 
     def renew(

@@ -138,15 +138,22 @@ class RedisQueue:
         return self._run(self._calls.text(job_id))
 
     # -- working side -----------------------------------------------------------------------------
-    def claim(self, queue: str, owner: str, *, limit: int = 1) -> list[Claim]:
-        return self._run(self._calls.claim(queue, owner, limit))
+    def claim(
+        self, queue: str, owner: str, *, limit: int = 1, batch_room: int | None = None
+    ) -> list[Claim]:
+        return self._run(self._calls.claim(queue, owner, limit, batch_room))
 
-    def claim_command(self, queue: str, owner: str, limit: int) -> list[Arg]:
+    def wake(self, queue: str, owner: str) -> None:
+        self._run(self._calls.wake(queue, owner))
+
+    def claim_command(
+        self, queue: str, owner: str, limit: int, batch_room: int | None = None
+    ) -> list[Arg]:
         """The claim as one command, for a caller that sends it on a connection of its own.
 
         The reply goes through `decode_claims`; NOSCRIPT asks for `load_scripts` and a repeat.
         """
-        return list(self._calls.claim(queue, owner, limit).commands[0])
+        return list(self._calls.claim(queue, owner, limit, batch_room).commands[0])
 
     def decode_claims(self, queue: str, reply: list[Any]) -> list[Claim]:
         return self._calls.decode_claims(queue, reply)

@@ -27,18 +27,26 @@ class Script:
     sha: bytes
 
 
-def _constants() -> str:
+def _constants(script: str) -> str:
+    """Those that the script names: tables would be made anew in each run."""
     names = ", ".join(f"'{band}'" for band in BANDS)
     shares = ", ".join(f"{band} = {share!r}" for band, share in BAND_SHARES.items())
     places = ", ".join(f"{band} = {n}" for n, band in enumerate(BANDS, 1))
-    state = ", ".join(f"'{part}:{band}'" for part in ("V", "lag") for band in BANDS)
-    return (
-        f"local BANDS = {{{names}}}\nlocal SHARE = {{{shares}}}\n"
-        f"local PLACE = {{{places}}}\nlocal STATE = {{{state}}}\n"
-        f"local MEMORY, LEAST_TOKENS = {MEMORY!r}, {LEAST_TOKENS!r}\n"
-        f"local FADING_MS, RIVALS = {FADING_MS!r}, {RIVALS!r}\n"
-        f"local MINUTE_MS, TOLERANCE_MS = {MINUTE_MS!r}, {TOLERANCE_MS!r}\n"
-    )
+    state = ", ".join(f"'{part}:{band}'" for part in ("V", "lag", "due") for band in BANDS)
+    values = {
+        "BANDS": f"{{{names}}}",
+        "SHARE": f"{{{shares}}}",
+        "PLACE": f"{{{places}}}",
+        "STATE": f"{{{state}}}",
+        "MEMORY": repr(MEMORY),
+        "LEAST_TOKENS": repr(LEAST_TOKENS),
+        "FADING_MS": repr(FADING_MS),
+        "RIVALS": repr(RIVALS),
+        "MINUTE_MS": repr(MINUTE_MS),
+        "TOLERANCE_MS": repr(TOLERANCE_MS),
+    }
+    named = set(re.findall(r"[A-Z_]+", script))
+    return "".join(f"local {name} = {value}\n" for name, value in values.items() if name in named)
 
 
 #: A function of the prelude: its name and its whole text.
@@ -65,7 +73,8 @@ def _load(name: str) -> Script:
     folder = resources.files("broker") / "lua"
     prelude = (folder / "_prelude.lua").read_text(encoding="utf-8")
     flags, _, verb = (folder / f"{name}.lua").read_text(encoding="utf-8").partition("\n")
-    source = f"{flags}\n{_constants()}{_needed(prelude, verb)}{verb}".encode()
+    body = _needed(prelude, verb) + verb
+    source = f"{flags}\n{_constants(body)}{body}".encode()
     return Script(name, source, hashlib.sha1(source, usedforsecurity=False).hexdigest().encode())
 
 

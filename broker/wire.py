@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import orjson
+from hiredis import pack_command
 
 from broker.jobs import Event, EventType
 
@@ -22,18 +23,10 @@ def decode_event(line: bytes) -> Event:
     )
 
 
-def pack(commands: Sequence[Sequence[Arg]]) -> bytes:
+def pack(commands: Iterable[Sequence[Arg]]) -> bytes:
     """Commands in the wire format (RESP), ready to be sent in one piece."""
-    parts: list[bytes] = []
-    for command in commands:
-        parts.append(b"*%d\r\n" % len(command))
-        for arg in command:
-            if isinstance(arg, str):
-                arg = arg.encode()
-            elif not isinstance(arg, bytes):
-                arg = repr(arg).encode()
-            parts.append(b"$%d\r\n%b\r\n" % (len(arg), arg))
-    return b"".join(parts)
+    # The package's own types leave out that items may be of several kinds.
+    return b"".join([pack_command(tuple(command)) for command in commands])  # type: ignore[arg-type]
 
 
 def pairs(flat: list[bytes] | dict[bytes, bytes]) -> dict[bytes, bytes]:

@@ -139,6 +139,9 @@ class Queue(_Section):
     renew_every_s: Seconds = 3.0
     #: Jobs taken by one claim at most.
     claim_batch: Annotated[int, Field(ge=1, le=64)] = 4
+    #: Part of a worker's slots that batch jobs may fill (one slot at least); the rest stays free
+    #: for more urgent ones, which then needn't wait for a batch job to end.
+    batch_slots: Annotated[float, Field(ge=0.1, le=1)] = 0.75
     #: Starts a job may have, crashes included.
     max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
     #: How long a finished job can be read.

@@ -111,6 +111,7 @@ class WorkerProcess:
             status=self._status,
             healthy=self._healthy,
             grace_s=settings.worker.grace_s,
+            batch_slots=self._batch_slots,
         )
         install_registry(registry)
         registry.start()
@@ -200,6 +201,10 @@ class WorkerProcess:
         self._dead = True
         log.critical("engine_dead", model=self._spec.name)
         os.kill(os.getpid(), signal.SIGTERM)
+
+    def _batch_slots(self) -> int:
+        capacity = self._engine.capacity if self._engine else 1
+        return max(1, int(capacity * self._settings.queue.batch_slots))
 
     def _healthy(self) -> bool:
         return self._engine is None or self._state == "loading" or self._engine.alive

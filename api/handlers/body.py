@@ -28,10 +28,11 @@ async def read_body(request: web.Request) -> bytes:
         raise ApiError("unsupported_media_type", "Compressed bodies are not supported.")
     if headers.get(hdrs.CONTENT_TYPE, "").lower().startswith(_FORMS):
         raise ApiError("unsupported_media_type", "The body must be JSON.")
-    timeout_s = request.app[keys.SETTINGS].api.read_timeout_s
     try:
-        # Most bodies are here already.
-        async with asyncio.timeout(None if request.content.is_eof() else timeout_s):
+        if request.content.is_eof():
+            # Most bodies are here already.
+            return await request.read()
+        async with asyncio.timeout(request.app[keys.SETTINGS].api.read_timeout_s):
             return await request.read()
     except web.HTTPRequestEntityTooLarge:
         raise too_large(limit) from None
@@ -68,14 +69,15 @@ class Preference:
         return {"Preference-Applied": ", ".join(names)} if names else {}
 
 
-_NONE: Final = Preference()
+#: No preference.
+ANYHOW: Final = Preference()
 _WAIT: Final = re.compile(r'wait\s*=\s*"?(\d{1,6})"?')
 
 
 def preference(request: web.Request, *, max_wait_s: float) -> Preference:
     """What the caller prefers; as the RFC asks, what can't be understood is ignored."""
     if "Prefer" not in request.headers:
-        return _NONE
+        return ANYHOW
     respond_async, wait_s = False, None
     for header in request.headers.getall("Prefer"):
         for part in header.split(","):

@@ -15,7 +15,7 @@ from api import keys
 from api.delivery.attendance import REPLAYED, enqueue, first_record
 from api.delivery.following import QUEUED_SEQ, Follower, final_record
 from api.errors import ApiError
-from api.handlers.body import Preference, preference, query_number, read_body
+from api.handlers.body import ANYHOW, Preference, preference, query_number, read_body
 from api.handlers.intake import Terms, milliseconds, new_job
 from api.limit_headers import limit_headers
 from api.schemas.job_object import accepted_object, job_object, queue_ms
@@ -82,17 +82,17 @@ def _accepted(
 ) -> web.Response:
     request.app[keys.METRICS].job_submitted(job.model, job.endpoint, job.band)
     created_ms = time.time_ns() // 1_000_000
-    return web.Response(
-        status=202,
-        body=accepted_object(job, created_ms=created_ms, position=accepted.position),
-        headers={
-            hdrs.CONTENT_TYPE: _JSON,
-            hdrs.LOCATION: f"/v1/jobs/{job.id}",
-            hdrs.RETRY_AFTER: _POLL_S,
-            **prefer.applied,
-            **limit_headers(accepted.limits),
-        },
-    )
+    headers: dict[str, str] = {
+        hdrs.CONTENT_TYPE: _JSON,
+        hdrs.LOCATION: f"/v1/jobs/{job.id}",
+        hdrs.RETRY_AFTER: _POLL_S,
+    }
+    if prefer is not ANYHOW:
+        headers |= prefer.applied
+    if accepted.limits:
+        headers |= limit_headers(accepted.limits)
+    body = accepted_object(job, created_ms=created_ms, position=accepted.position)
+    return web.Response(status=202, body=body, headers=headers)
 
 
 async def _replayed(request: web.Request, accepted: Accepted, prefer: Preference) -> web.Response:

@@ -10,7 +10,9 @@
 --   a:<band>       ZSET    tenant -> virtual time; it has waiting jobs and isn't parked
 --   i:<band>       ZSET    tenant -> virtual time; idle or parked, as long as it is ahead of the clock
 --   s              HASH    per band `V:<band>` (virtual clock) and `lag:<band>` (tokens owed);
+--                          `due:<band>` (tokens taken beyond the charges, not yet in the lags);
 --                          `taken`, `estimated` (fading sums over completed jobs);
+--                          `u:<tenant>` (the same two of a tenant, packed);
 --                          `mode` (`paused`, `draining`, or absent);
 --                          `stale` (writes of stale attempts that were refused);
 --                          `d`, `d:<tenant>` (drain rates: broker/drain.py);
@@ -23,6 +25,9 @@
 --   cancel         channel    ids of running jobs that shall be cancelled
 --   e              ZSET    waiting (queued or delayed) job id -> its deadline (ms), if it has one
 --   dead, bell     STREAM, LIST  dead letters; doorbell with at most one element
+--   bell:batch     LIST    doorbell of workers that have room for batch jobs, when all that waits is
+--                          batch and whoever looked has none
+--   wake:<owner>   LIST    tells a worker that waits that it has room for batch jobs again
 -- and the list `<queue>`: one empty element per waiting job, for readers of LLEN.
 
 local call = redis.call
@@ -54,9 +59,10 @@ local function mode_of(base)
   return call('HGET', base .. 's', 'mode') or nil
 end
 
-local function ring(base)
-  if call('EXISTS', base .. 'bell') == 0 then
-    call('RPUSH', base .. 'bell', '1')
+local function ring(base, which)
+  local bell = base .. (which or 'bell')
+  if call('EXISTS', bell) == 0 then
+    call('RPUSH', bell, '1')
   end
 end
 
@@ -152,19 +158,23 @@ local function put(base, push, id, band, tenant, now)
   return length
 end
 
--- Corrects what a start was charged. A refund never reaches below the clock, so that it can't hold
--- up tenants who came while the charge stood.
-local function settle(base, band, tenant, tokens, weight)
+-- Corrects what a start was charged: the job took `taken`. A refund reaches below the clock by no more
+-- than that, so that it can't hold up tenants who came while the charge stood; and not at all when the
+-- tenant doesn't race. The caller puts the difference into `due:<band>`.
+local function settle(base, band, tenant, taken, charged, weight, clock)
+  local tokens = taken - charged
   if tokens == 0 then
     return
   end
   local key = base .. 'a:' .. band
-  local own = call('ZSCORE', key, tenant)
-  if not own then
-    key = base .. 'i:' .. band
-    own = call('ZSCORE', key, tenant)
+  local own = tonumber(call('ZSCORE', key, tenant) or nil)
+  if own then
+    local least = math.min(own, clock - taken / weight)
+    call('ZADD', key, math.max(least, own + tokens / weight), tenant)
+    return
   end
-  local clock = clock_of(base, band)
+  key = base .. 'i:' .. band
+  own = call('ZSCORE', key, tenant)
   local from = math.max(clock, tonumber(own or clock))
   local to = math.max(clock, from + tokens / weight)
   if own or to > clock then
@@ -210,11 +220,14 @@ local function count_stale(base)
   call('HINCRBY', base .. 's', 'stale', 1)
 end
 
--- Ends the lease of a job; returns how many jobs its tenant still runs.
-local function unlease(base, id, tenant)
+-- Ends the lease of a job; returns how many jobs its tenant still runs. A job is in the set `x` as
+-- long as its status is `cancelling`; without a status it may be.
+local function unlease(base, id, tenant, status)
   call('ZREM', base .. 'l', id)
   call('HDEL', base .. 'lo', id)
-  call('SREM', base .. 'x', id)
+  if status ~= 'in_progress' then
+    call('SREM', base .. 'x', id)
+  end
   return count_down(base .. 'if', tenant)
 end
 
@@ -301,10 +314,12 @@ end
 -- count; the number itself is never used again, as it fences.
 local function give_back(base, id, job, charged, now, delay_ms, refund, weight, cap)
   local cancel = call('SISMEMBER', base .. 'x', id) == 1
-  local running = unlease(base, id, job.tenant)
+  local running = unlease(base, id, job.tenant, job.status)
   if refund then
     job.refunds = job.refunds + 1
-    settle(base, job.band, job.tenant, -charged, weight)
+    settle(base, job.band, job.tenant, 0, charged, weight, clock_of(base, job.band))
+    local due = 'due:' .. job.band
+    call('HSET', base .. 's', due, tonumber(call('HGET', base .. 's', due) or 0) - charged)
   end
   unpark(base, job.tenant, running, cap)
   if cancel then
