@@ -65,6 +65,11 @@ bench-submit: $(READY) ## Accepted jobs/s against FastAPI + Celery and a bare ha
 bench-queue: $(READY) ## No-op jobs/s and a newcomer's wait against stock Celery
 	@$(BIN)/python -m loadtests.queue_bench
 
+.PHONY: bench-rabbitmq
+bench-rabbitmq: $(READY) ## No-op jobs/s with RabbitMQ as the broker against Redis as the broker
+	@infra/test-services.sh
+	@$(BIN)/python -m loadtests.rabbitmq_bench
+
 .PHONY: bench-engine
 bench-engine: $(READY) ## 64 chats through the whole stack against the engine alone
 	@$(BIN)/python -m loadtests.engine_bench

@@ -17,7 +17,7 @@ import celery
 from celery import signals
 from kombu import Exchange, Queue, transport
 
-from broker import leases
+from broker import leases, tickets
 from broker.connections import primary_of
 from config.sentinel import SentinelUrl
 from config.settings import Settings
@@ -48,7 +48,8 @@ class JobTask(celery.Task):  # type: ignore[misc]
 def make_app(settings: Settings, *, model_queues: Iterable[str]) -> celery.Celery:
     """A Celery app whose `redis://` is our transport, with one queue per model.
 
-    The change of transport is made for the whole process.
+    The change of transport is made for the whole process. With `queue.broker_url` set, the app is
+    on RabbitMQ, and its queues carry tickets.
     """
     use_transport()
     app = celery.Celery("forebay", task_cls=JobTask)
@@ -71,6 +72,28 @@ def use_transport() -> None:
 
 
 def configuration(settings: Settings, model_queues: frozenset[str]) -> dict[str, Any]:
+    if settings.queue.broker_url.get_secret_value():
+        return _common(settings) | _over_rabbitmq(settings, model_queues)
+    return _common(settings) | _over_redis(settings, model_queues)
+
+
+def _over_rabbitmq(settings: Settings, model_queues: frozenset[str]) -> dict[str, Any]:
+    """Workers consume tickets; see `broker.tickets`."""
+    url = settings.queue.broker_url.get_secret_value()
+    return {
+        "broker_url": url,
+        "broker_use_ssl": tickets.tls(url) or None,
+        "broker_transport_options": {
+            "read_timeout": tickets.TIMEOUT_S,
+            "write_timeout": tickets.TIMEOUT_S,
+        },
+        # A connection that fell silent is dropped after twice this.
+        "broker_heartbeat": HEALTH_CHECK_S,
+        "task_queues": [tickets.ticket_queue(name) for name in sorted(model_queues)],
+    }
+
+
+def _over_redis(settings: Settings, model_queues: frozenset[str]) -> dict[str, Any]:
     primary = primary_of(settings.redis)
     url = settings.redis.url.get_secret_value() if primary is None else _plain_url(primary.url)
     exchange = Exchange("forebay", type="direct")
@@ -88,9 +111,14 @@ def configuration(settings: Settings, model_queues: frozenset[str]) -> dict[str,
             # A connection that fell silent is dropped after twice this and a second.
             "health_check_interval": HEALTH_CHECK_S,
         },
+        "task_queues": [Queue(name, exchange, routing_key=name) for name in sorted(model_queues)],
+    }
+
+
+def _common(settings: Settings) -> dict[str, Any]:
+    return {
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
-        "task_queues": [Queue(name, exchange, routing_key=name) for name in sorted(model_queues)],
         # Results are the job records.
         "result_backend": None,
         "task_ignore_result": True,

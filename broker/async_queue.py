@@ -177,6 +177,9 @@ class AsyncRedisQueue:
     async def sweep(self, queue: str) -> int:
         return await self._run(self._calls.sweep(queue))
 
+    async def count_claimable(self, queue: str, most: int) -> int:
+        return await self._run(self._calls.count_claimable(queue, most))
+
     # -- dead letters -----------------------------------------------------------------------------
     async def dead_letters(
         self,

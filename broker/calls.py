@@ -256,6 +256,9 @@ class Calls(ReadingCalls):
     def sweep(self, queue: str) -> Call[int]:
         return script_call(scripts.SWEEP, number, (keys.base(queue),), self._cap, SWEEP_BATCH)
 
+    def count_claimable(self, queue: str, most: int) -> Call[int]:
+        return script_call(scripts.COUNT_CLAIMABLE, number, (keys.base(queue),), self._cap, most)
+
     # -- policy and readings ----------------------------------------------------------------------
     def set_policy(
         self, tenant: str, policy: TenantPolicy | None, queues: Sequence[str]

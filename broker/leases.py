@@ -66,8 +66,9 @@ class LeaseRegistry:
         self.ttl_s = ttl_s
         #: How long running jobs may go on after `drain` (s).
         self.grace_s = grace_s
-        #: No new job is taken any more.
+        #: No new job is taken any more; whoever waits meanwhile waits for the event.
         self.draining = False
+        self.drain_begun = threading.Event()
         #: Set once a drain has settled or handed back every job.
         self.drained = threading.Event()
         #: Leases lost since the start.
@@ -96,6 +97,7 @@ class LeaseRegistry:
     def stop(self) -> None:
         """Hand back whatever is left, forget the worker, end the thread. Idempotent."""
         self.draining = True
+        self.drain_begun.set()
         self._upkeep.stop(self.ttl_s)
 
     def drain(self) -> None:
@@ -303,6 +305,7 @@ class LeaseRegistry:
             self.queue.cancel(lease.claim.job.id)
 
     def _begin_drain(self) -> None:
+        self.drain_begun.set()
         log.info("drain_started", owner=self.owner, jobs=self.held, grace_s=self.grace_s)
         if self.on_drain is not None:
             self.on_drain()

@@ -108,6 +108,9 @@ class AsyncMemoryQueue:
     async def sweep(self, queue: str) -> int:
         return self._memory.sweep(queue)
 
+    async def count_claimable(self, queue: str, most: int) -> int:
+        return self._memory.count_claimable(queue, most)
+
     # -- dead letters -----------------------------------------------------------------------------
     async def dead_letters(
         self,

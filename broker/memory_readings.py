@@ -68,6 +68,25 @@ class MemoryReadings(MemoryStore):
         ]
         return found[:limit], len(found) > limit
 
+    def count_claimable(self, queue: str, most: int) -> int:
+        with self._lock:
+            state = self._queues.setdefault(queue, ModelQueue())
+            self._reclaim(state)
+            self._promote(state)
+            self._expire(state)
+            if state.mode == "paused":
+                return 0
+            room: dict[str, int] = {}
+            count = 0
+            for band, race in state.fair.bands.items():
+                for tenant in race.active:
+                    cap = self._policy(tenant).max_in_flight
+                    free = room.get(tenant, max(cap - state.running[tenant], 1))
+                    taken = min(len(state.lists[band, tenant]), free)
+                    room[tenant] = free - taken
+                    count += taken
+            return min(count, most)
+
     def events(self, job_id: str, *, after: int = 0) -> tuple[list[Event], bool]:
         with self._lock:
             log = list(self._owned(job_id, None).log)

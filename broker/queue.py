@@ -157,6 +157,14 @@ class JobQueue(Protocol):
         """
         ...
 
+    def count_claimable(self, queue: str, most: int) -> int:
+        """How many jobs could be claimed now, up to `most`; does first what a claim does first.
+
+        For brokers that announce jobs one by one (`broker.tickets`). A tenant whose cap was lowered
+        below what it runs counts for one job until the next claim finds out.
+        """
+        ...
+
     # -- dead letters -----------------------------------------------------------------------------
     def dead_letters(
         self,

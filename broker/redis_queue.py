@@ -205,6 +205,9 @@ class RedisQueue:
     def sweep(self, queue: str) -> int:
         return self._run(self._calls.sweep(queue))
 
+    def count_claimable(self, queue: str, most: int) -> int:
+        return self._run(self._calls.count_claimable(queue, most))
+
     # -- dead letters -----------------------------------------------------------------------------
     def dead_letters(
         self,

@@ -97,6 +97,7 @@ REPLAY_DEAD = _load("replay_dead")
 PURGE_DEAD = _load("purge_dead")
 EMIT = _load("emit")
 SWEEP = _load("sweep")
+COUNT_CLAIMABLE = _load("count_claimable")
 SET_POLICY = _load("set_policy")
 SET_MODE = _load("set_mode")
 POSITION = _load("position")
@@ -126,6 +127,7 @@ ALL: tuple[Script, ...] = (
     PURGE_DEAD,
     EMIT,
     SWEEP,
+    COUNT_CLAIMABLE,
     SET_POLICY,
     SET_MODE,
     POSITION,

@@ -163,6 +163,9 @@ class Jwt(_Section):
 class Queue(_Section):
     """Leases, bounds and lifetimes of jobs."""
 
+    #: `amqp://` or `amqps://` URL of a RabbitMQ over which workers get their turns; empty: over the
+    #: Redis that holds the jobs, at 1.5 times the rate. A password in it is never printed.
+    broker_url: SecretStr = SecretStr("")
     #: A job whose worker is silent for this long is given to another one.
     lease_ttl_s: Seconds = 10.0
     renew_every_s: Seconds = 3.0
@@ -187,6 +190,14 @@ class Queue(_Section):
     default_weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
     default_max_in_flight: Positive = 64
     default_max_queued: Positive = 10_000
+
+    @field_validator("broker_url")
+    @classmethod
+    def _known_broker(cls, value: SecretStr) -> SecretStr:
+        url = value.get_secret_value()
+        if url and not url.startswith(("amqp://", "amqps://")):
+            raise ValueError("must be empty or start with amqp:// or amqps://")
+        return value
 
     @model_validator(mode="after")
     def _in_order(self) -> Queue:

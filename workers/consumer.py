@@ -12,6 +12,7 @@ from celery.exceptions import CPendingDeprecationWarning
 from celery.worker import consumer
 from celery.worker.state import maybe_shutdown
 
+from broker import leases
 from config.logs import get_logger
 
 log = get_logger(__name__)
@@ -50,6 +51,12 @@ class Consumer(consumer.Consumer):  # type: ignore[misc]
         self.first_connection_attempt = False
         return conn
 
+    def register_with_event_loop(self, hub: Any) -> None:
+        super().register_with_event_loop(hub)
+        registry = leases.installed()
+        if registry is not None and registry.on_drain is None:
+            registry.on_drain = lambda: hub.call_soon(_woken)
+
     def on_connection_error_before_connected(self, exc: Exception) -> None:
         if not self._wait_quietly():
             log.warning("broker_refuses", error=str(exc))
@@ -71,3 +78,7 @@ class Consumer(consumer.Consumer):  # type: ignore[misc]
             sleep(RETRY_S[-1])
         self._lost_at = monotonic()
         return again
+
+
+def _woken() -> None:
+    """Runs in the event loop so that it looks at its flags."""

@@ -119,7 +119,7 @@ MOVES: dict[str, tuple[int, dict[str, st.SearchStrategy[Any]]]] = {
     "look_after": (
         2,
         {
-            "deed": st.sampled_from(["set", "set", "forget", "sweep", "sweep"]),
+            "deed": st.sampled_from(["set", "set", "forget", "sweep", "sweep", "count"]),
             "tenant": TENANTS,
             "weight": st.sampled_from([0.3, 1.0, 4.0]),
             "cap": st.integers(1, 4),
@@ -372,6 +372,7 @@ class Twins(RuleBasedStateMachine):
             "set": lambda queue: queue.set_policy(tenant, policy),
             "forget": lambda queue: queue.set_policy(tenant, None),
             "sweep": lambda queue: queue.sweep(MODEL),
+            "count": lambda queue: queue.count_claimable(MODEL, 6),
         }
         self.both(deeds[deed], crash=crash)
 
