@@ -22,7 +22,12 @@ from tests.apiserver import CHAT, Api, chat, job
 
 
 def _path(route: Route) -> str:
-    return route.path.format(job_id=new_job_id(), model=CHAT)
+    return route.path.format(
+        job_id=new_job_id(),
+        model=CHAT,
+        endpoint_id="wep_" + "0" * 20,
+        delivery_id="whd_" + "0" * 26,
+    )
 
 
 @pytest.fixture
