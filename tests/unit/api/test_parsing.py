@@ -272,7 +272,7 @@ def test_bad_embedding_inputs(value: Any, param: str) -> None:
         ({"execution_timeout": 86_401}, "invalid_request", "execution_timeout"),
         ({"delay": -1}, "invalid_request", "delay"),
         ({"delay": 604_801}, "invalid_request", "delay"),
-        ({"webhook": {}}, "unsupported_parameter", "webhook"),
+        ({"webhook": {"events": ["job.failed"]}}, "invalid_request", "webhook.url"),
         ({"[x]": 5}, "unsupported_parameter", "[x]"),
         ({"ttl": 0}, "invalid_request", "ttl"),
         ({"ttl": 10**9}, "invalid_request", "ttl"),
