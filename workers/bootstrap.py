@@ -26,6 +26,7 @@ from config.settings import Settings
 from workers import tasks
 from workers.engine import Engine
 from workers.metrics import WorkerMetrics
+from workers.pinning import unbind
 from workers.publisher import DeltaPublisher
 from workers.runner import Runner
 
@@ -126,6 +127,7 @@ class WorkerProcess:
                 on_dead=self._engine_dead,
             )
             self._engine = engine
+            unbind()
             engine.start()
             runner = Runner(
                 engine=engine,
