@@ -16,9 +16,9 @@ def pin(settings: Settings) -> None:
     if settings.worker.threads:
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
             os.environ[name] = str(settings.worker.threads)
-    # Threads that wait for each other spin for some tens of microseconds, which the small operations
-    # of a step need, and then sleep. Each keeps to a processor of its own, or the kernel wakes two
-    # on the same one (docs/decisions/0005).
+    # Threads that wait for each other spin for a fraction of a millisecond, which the operations of
+    # a step need, and then sleep. Each keeps to a processor of its own, or the kernel wakes two on
+    # the same one (docs/decisions/0005).
     if "OMP_WAIT_POLICY" not in os.environ and _has_all_processors(settings):
         os.environ.setdefault("OMP_PROC_BIND", "true")
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
@@ -34,8 +34,8 @@ def pin(settings: Settings) -> None:
 def unbind() -> None:
     """Let this thread, and those it starts from now on, run anywhere again.
 
-    With `OMP_PROC_BIND` the import of torch binds the thread it happens in to one processor. Threads
-    that compute are bound when they first do.
+    With `OMP_PROC_BIND` the import of torch binds the thread it happens in to one processor.
+    Threads that compute are bound when they first do.
     """
     if _PROCESSORS:
         os.sched_setaffinity(0, _PROCESSORS)
