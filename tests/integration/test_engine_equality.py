@@ -1,6 +1,7 @@
 """120 prompts of a real model, one by one and together, against `generate`.
 
-Run by `make test-engine`. Takes minutes, so that `make test` has a shorter one in `test_engine_attention.py`.
+Run by `make test-engine`. Takes minutes, so that `make test` has a shorter one in
+`test_engine_attention.py`.
 """
 
 from __future__ import annotations
