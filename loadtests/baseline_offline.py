@@ -1,6 +1,7 @@
 """Baselines of `loadtests.engine_bench`: the engine alone, nothing around it.
 
-`reference` is transformers' `generate_batch`, `own` the same loop with what the worker puts into it.
+`reference` is transformers' `generate_batch`, `own` the same loop with all that a worker puts
+into it.
 
 The same checkpoint, dtype and paged-cache settings as the worker's engine, loaded by the worker's
 loader. Reads one JSON line per run, `{"prompts": […], "max_tokens": …}`, and answers with one:

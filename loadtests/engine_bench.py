@@ -1,9 +1,9 @@
 """64 concurrent chats through the whole stack against the engine alone, and `generate_batch`.
 
 `forebay up` on one side: HTTP, keys, queue, Celery worker, engine, results. On the other a process
-that runs the same loop with nothing around it (equal terms), and one that calls transformers
-alone. All stay loaded, the others are stopped (SIGSTOP) while one computes. Prompts are new in each round, greedy, and ask for long answers;
-tokens are counted as they come, on both sides.
+that runs the same loop with nothing around it (equal terms), and one that calls transformers alone
+with the same model. All stay loaded, the others are stopped (SIGSTOP) while one computes. Prompts
+are new in each round, greedy, and ask for long answers; tokens are counted as they come.
 """
 
 from __future__ import annotations

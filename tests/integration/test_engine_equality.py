@@ -22,12 +22,13 @@ from workers.loader import load_model, load_tokenizer
 
 pytestmark = [
     pytest.mark.model,
+    pytest.mark.timeout(900),
     pytest.mark.skipif(
         os.environ.get("ENGINE") != "1", reason="takes minutes; run by `make test-engine`"
     ),
 ]
 
-TOKENS = 16
+TOKENS = 12
 #: Mixed lengths in tokens, shorter and longer than a page and than a step.
 LENGTHS = [5, 9, 17, 31, 32, 33, 48, 64, 65, 90, 128, 200, 330, 600]
 
@@ -46,14 +47,17 @@ def known() -> tuple[Any, Any, list[list[int]], list[list[int]]]:
         tokenizer((f"Ship {number}: " if number % 3 else "") + text).input_ids[:length]
         for number, length in enumerate(lengths)
     ]
-    answers = []
-    for prompt in prompts:
-        ids = torch.tensor([prompt])
+    answers: list[list[int]] = [[] for _ in prompts]
+    # Those of one length go together, which needs no padding.
+    for length in set(map(len, prompts)):
+        alike = [number for number, prompt in enumerate(prompts) if len(prompt) == length]
+        ids = torch.tensor([prompts[number] for number in alike])
         with torch.no_grad():
             made = model.generate(
                 ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=TOKENS
             )
-        answers.append(made[0, len(prompt) :].tolist())
+        for number, answer in zip(alike, made[:, length:].tolist(), strict=True):
+            answers[number] = answer
     return spec, model, prompts, answers
 
 
@@ -99,7 +103,7 @@ def _answers(known: tuple[Any, Any, Any, Any], *, sharing: bool, together: int) 
 
 
 @pytest.mark.parametrize("sharing", [True, False], ids=["sharing", "no sharing"])
-@pytest.mark.parametrize("together", [1, 16, 64])
+@pytest.mark.parametrize("together", [64, 16, 1])
 def test_answers_are_those_of_generate(
     known: tuple[Any, Any, Any, Any], sharing: bool, together: int
 ) -> None:
