@@ -20,6 +20,9 @@ from workers.engines.batching import BatchingLoop, batching_config
 from workers.engines.decoder import Decoder
 from workers.loader import load_model, load_tokenizer
 
+# Threads that wait for each other would spin; see workers.pinning.
+torch.set_num_threads(1)
+
 pytestmark = [
     pytest.mark.model,
     pytest.mark.timeout(900),
@@ -78,7 +81,7 @@ def _answers(known: tuple[Any, Any, Any, Any], *, sharing: bool, together: int) 
         config,
         deliver=deliver,
         on_step=lambda _: None,
-        threads=os.cpu_count() or 1,
+        threads=1,
         own_attention=True,
         decoder=Decoder(model),
     )
