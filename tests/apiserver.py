@@ -292,7 +292,9 @@ def make_database(settings: Settings) -> None:
 
 
 @asynccontextmanager
-async def running(settings: Settings, *, webhooks: Any = None) -> AsyncIterator[Api]:
+async def running(
+    settings: Settings, *, storage: bool = False, webhooks: Any = None
+) -> AsyncIterator[Api]:
     """The API on a real server."""
     client = connect(settings.redis)
     async with connect_async(settings.redis) as async_client:
@@ -305,6 +307,7 @@ async def running(settings: Settings, *, webhooks: Any = None) -> AsyncIterator[
             queue,
             hub,
             conversations=RedisConversations(async_client, ttl_s=60),
+            storage=storage,
             webhooks=webhooks,
         ) as api:
             yield api
