@@ -262,7 +262,7 @@ async def serving(
         queue=noticed,
         hub=hub,
         authenticator=accounts,
-        conversations=conversations or MemoryConversations(),
+        conversations=conversations or MemoryConversations(most=settings.api.max_conversations),
         storage=storage,
         webhooks=webhooks,
     )
@@ -306,7 +306,9 @@ async def running(
             RedisQueue(client, settings.queue),
             queue,
             hub,
-            conversations=RedisConversations(async_client, ttl_s=60),
+            conversations=RedisConversations(
+                async_client, ttl_s=60, most=settings.api.max_conversations
+            ),
             storage=storage,
             webhooks=webhooks,
         ) as api:
