@@ -79,7 +79,7 @@ class Front:
     def waiting(self) -> int:
         """Jobs that some API process is subscribed to."""
         prefix = keys.channel("").encode()
-        channels: Any = self._redis.pubsub_channels(prefix + b"*")  # type: ignore[no-untyped-call]
+        channels: Any = self._redis.pubsub_channels(prefix + b"*")
         return len(channels)
 
     def endings(self, ids: list[str]) -> list[tuple[int, int]]:

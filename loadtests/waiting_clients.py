@@ -25,8 +25,8 @@ Way = Literal["stream", "poll"]
 
 #: Longest wait the API grants to one long poll.
 _POLL_S = 60
-#: Connections being opened at once by one process: fewer than the server's backlog.
-_OPENING = 128
+#: Clients of one process that connect and submit at the same time: fewer than a server's backlog.
+_ARRIVING = 128
 _TERMINAL = frozenset({"completed", "failed", "cancelled", "expired"})
 
 
@@ -105,6 +105,7 @@ class WaitingClient(asyncio.Protocol):
         "_way",
         "job_id",
         "received_ms",
+        "submitted",
     )
 
     def __init__(self, crowd: Crowd, way: Way) -> None:
@@ -116,6 +117,8 @@ class WaitingClient(asyncio.Protocol):
         self._event = b""
         self._seq = 0
         self.job_id = ""
+        #: The job was taken, or never will be.
+        self.submitted = asyncio.Event()
         #: Unix time at which the result was here; 0 before.
         self.received_ms = 0.0
 
@@ -149,6 +152,7 @@ class WaitingClient(asyncio.Protocol):
         if self._state == "submitting":
             self.job_id = job["id"]
             self._state = "opening"
+            self.submitted.set()
             self._crowd.accepted()
         if job["status"] in _TERMINAL:
             self._finish(job["status"], now_ms)
@@ -180,6 +184,7 @@ class WaitingClient(asyncio.Protocol):
     def _fail(self, reason: str) -> None:
         self._state = "failed"
         self._crowd.problems[reason] += 1
+        self.submitted.set()
         self._crowd.ended()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -225,7 +230,7 @@ class Crowd:
     async def open(self, way: Way, count: int, within_s: float) -> dict[str, Any]:
         """`count` more clients, until each has its job accepted or has failed."""
         loop = asyncio.get_running_loop()
-        turns = asyncio.Semaphore(_OPENING)
+        turns = asyncio.Semaphore(_ARRIVING)
 
         async def one() -> None:
             async with turns:
@@ -238,6 +243,7 @@ class Crowd:
                     self.ended()
                 else:
                     self.clients.append(client)
+                    await client.submitted.wait()
 
         target = len(self.clients) + count
         async with asyncio.timeout(within_s):
