@@ -77,6 +77,11 @@ bench-fairness: $(READY) ## Shares of tenants and bands, a newcomer's wait, a ba
 bench-scale: $(READY) ## Cost per job with 10,000 tenants and 1,000,000 queued jobs; two primaries
 	@$(BIN)/python -m loadtests.scale
 
+.PHONY: load-10k
+load-10k: $(READY) ## 10,000 clients waiting at once: nothing lost, memory and delay; alone and behind nginx
+	@infra/test-services.sh
+	@$(BIN)/python -m loadtests.load_10k
+
 .PHONY: chaos
 chaos: $(READY) ## Over 100 faults under load: kills, restarts, cuts, pauses; fails if a job is lost (9 minutes)
 	@infra/test-services.sh

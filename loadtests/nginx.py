@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Sequence
@@ -28,10 +29,12 @@ def render(text: str, *, listen: int, replicas: Sequence[int], workers: int = 2)
         f"        server 127.0.0.1:{port} max_fails=2 fail_timeout=5s;" for port in replicas
     )
     kept = "\n".join(f"    {name}_temp_path {name}_temp;" for name in _KEPT)
+    # Workers of a master that root started would not get into a folder that only root may enter.
+    user = "user root;\n" if os.geteuid() == 0 else ""
     changes = (
         (r"(?:^ +server 127\.0\.0\.1:.*;\n)+", servers + "\n"),
         (r"listen 8080", f"listen 127.0.0.1:{listen}"),
-        (r"^worker_processes auto;", f"worker_processes {workers};"),
+        (r"^worker_processes auto;", f"{user}worker_processes {workers};"),
         (r"^http \{\n", f"http {{\n{kept}\n"),
     )
     for pattern, replacement in changes:
