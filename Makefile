@@ -65,6 +65,11 @@ bench-submit: $(READY) ## Accepted jobs/s against FastAPI + Celery and a bare ha
 bench-queue: $(READY) ## No-op jobs/s and a newcomer's wait against stock Celery
 	@$(BIN)/python -m loadtests.queue_bench
 
+.PHONY: bench-rabbitmq
+bench-rabbitmq: $(READY) ## No-op jobs/s with RabbitMQ as the broker against Redis as the broker
+	@infra/test-services.sh
+	@$(BIN)/python -m loadtests.rabbitmq_bench
+
 .PHONY: bench-engine
 bench-engine: $(READY) ## 64 chats through the whole stack against the engine alone
 	@$(BIN)/python -m loadtests.engine_bench
@@ -82,12 +87,31 @@ load-10k: $(READY) ## 10,000 clients waiting at once: nothing lost, memory and d
 	@infra/test-services.sh
 	@$(BIN)/python -m loadtests.load_10k
 
+.PHONY: bench-batch
+bench-batch: $(READY) ## A batch of 50,000 lines: time, memory of the API, what interactive calls feel of it
+	@$(BIN)/python -m loadtests.batch_bench
+
 .PHONY: chaos
 chaos: $(READY) ## Over 100 faults under load: kills, restarts, cuts, pauses; fails if a job is lost (9 minutes)
 	@infra/test-services.sh
 	@$(BIN)/python -m loadtests.chaos $(CHAOS_ARGS)
 
+FUZZ := .venv-fuzz
+
+# In an environment of its own: its packages have other pins.
+$(FUZZ)/bin/schemathesis:
+	$(PYTHON) -m venv $(FUZZ)
+	$(FUZZ)/bin/pip install -q schemathesis==4.32.5
+
+.PHONY: fuzz-api
+fuzz-api: $(READY) $(FUZZ)/bin/schemathesis ## Random requests from the OpenAPI document; fails if one finds something (FUZZ_S=60)
+	@$(BIN)/python -m loadtests.fuzz_api $(FUZZ)/bin/schemathesis $(or $(FUZZ_S),60)
+
+.PHONY: chaos-webhooks
+chaos-webhooks: $(READY) ## Webhooks to receivers that misbehave, workers killed between send and record (3 minutes)
+	@$(BIN)/python -m loadtests.chaos_webhooks $(CHAOS_ARGS)
+
 .PHONY: clean
 clean: ## Remove the environment and caches (not the data folder .forebay)
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info build dist
+	rm -rf $(VENV) $(FUZZ) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

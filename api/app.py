@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from typing import Final
 
 from aiohttp import hdrs, web
 
 from api import keys
 from api.accounts.directory import open_directory
+from api.accounts.webhook_service import WebhookService, open_webhooks
 from api.auth.authenticator import Authenticator
+from api.auth.failures import Failures
+from api.batches.runner import open_storage
 from api.delivery.background import Background
 from api.delivery.closing import Closing
+from api.delivery.sweeping import sweep_forever
 from api.handlers import operations
 from api.metrics import Metrics
+from api.middlewares import cors
 from api.middlewares.guard import make_guard
 from api.ports import Authenticator as AuthenticatorPort
-from api.ports import Hub, Queue
+from api.ports import Conversations, Hub, Queue
 from api.protocol_log import LOGGER
 from api.routes import PUBLIC, Route, add_routes
 from broker.async_queue import AsyncRedisQueue
 from broker.connections import connect_async
+from broker.conversations import RedisConversations
 from broker.results import EventHub
 from config.catalogue import ModelSpec
 from config.settings import Settings
@@ -35,8 +43,15 @@ def make_app(
     queue: Queue | None = None,
     hub: Hub | None = None,
     authenticator: AuthenticatorPort | None = None,
+    conversations: Conversations | None = None,
+    storage: bool | None = None,
+    webhooks: WebhookService | None = None,
 ) -> web.Application:
-    """The API. Tests bring their own queue, hub and authenticator; what is None is made here."""
+    """The API. Tests bring their own queue, hub and authenticator; what is None is made here.
+
+    Files and batches are there where accounts are, or where `storage` says so; webhook endpoints
+    come with the accounts.
+    """
     app = web.Application(
         client_max_size=settings.api.max_body_bytes,
         handler_args={
@@ -45,6 +60,7 @@ def make_app(
             # Compressed bodies are refused, so nothing is to be unpacked.
             "auto_decompress": False,
             "lingering_time": 5.0,
+            "keepalive_timeout": settings.api.keepalive_timeout_s,
             "access_log": None,
             "logger": LOGGER,
         },
@@ -54,18 +70,31 @@ def make_app(
     app[keys.METRICS] = Metrics()
     app[keys.CLOSING] = Closing()
     app[keys.BACKGROUND] = Background()
-    if None in (queue, hub, authenticator):
+    app[keys.LOGIN_FAILURES] = Failures(settings.auth.failures_per_minute)
+    if None in (queue, hub, authenticator, conversations):
         app.cleanup_ctx.append(_redis)
     if queue is None or hub is None:
         app.cleanup_ctx.append(_broker)
     else:
         app[keys.QUEUE], app[keys.HUB] = queue, hub
+    if conversations is None:
+        app.cleanup_ctx.append(_conversations)
+    else:
+        app[keys.CONVERSATIONS] = conversations
+    if webhooks is not None:
+        app[keys.WEBHOOKS] = webhooks
+    elif authenticator is None:
+        app.cleanup_ctx.append(_webhooks)
     if authenticator is None:
         app.cleanup_ctx.append(_accounts)
     else:
         app[keys.ACCOUNTS_READY], app[keys.AUTHENTICATOR] = lambda: True, authenticator
+    if authenticator is None if storage is None else storage:
+        app.cleanup_ctx.append(_storage)
     app.cleanup_ctx.append(_background)
     app.on_shutdown.append(_begin_closing)
+    if settings.api.origins:
+        cors.install(app, settings.api.origins)
     app.middlewares.append(make_guard(add_routes(app.router)))
     return app
 
@@ -77,6 +106,7 @@ def make_metrics_app(app: web.Application) -> web.Application:
     metrics_app = web.Application(handler_args={"access_log": None, "logger": LOGGER})
     metrics_app[keys.CATALOGUE] = app[keys.CATALOGUE]
     metrics_app[keys.METRICS] = app[keys.METRICS]
+    metrics_app[keys.LOGIN_FAILURES] = app[keys.LOGIN_FAILURES]
     metrics_app[keys.QUEUE] = app[keys.QUEUE]
     metrics_app[keys.AUTHENTICATOR] = app[keys.AUTHENTICATOR]
     table = (Route(hdrs.METH_GET, "/metrics", operations.metrics, scope),)
@@ -91,12 +121,22 @@ async def _redis(app: web.Application) -> AsyncIterator[None]:
 
 
 async def _broker(app: web.Application) -> AsyncIterator[None]:
-    app[keys.QUEUE] = AsyncRedisQueue(app[keys.REDIS], app[keys.SETTINGS].queue)
+    app[keys.QUEUE] = queue = AsyncRedisQueue(app[keys.REDIS], app[keys.SETTINGS].queue)
     hub = EventHub(app[keys.REDIS])
     await hub.start()
     app[keys.HUB] = hub
+    sweeping = asyncio.create_task(sweep_forever(queue))
     yield
+    sweeping.cancel()
+    with suppress(asyncio.CancelledError):
+        await sweeping
     await hub.stop()
+
+
+async def _conversations(app: web.Application) -> AsyncIterator[None]:
+    ttl_s = app[keys.SETTINGS].api.conversation_ttl_s
+    app[keys.CONVERSATIONS] = RedisConversations(app[keys.REDIS], ttl_s=ttl_s)
+    yield
 
 
 async def _accounts(app: web.Application) -> AsyncIterator[None]:
@@ -105,6 +145,19 @@ async def _accounts(app: web.Application) -> AsyncIterator[None]:
     async with open_directory(settings, client=client, set_policy=set_policy) as directory:
         app[keys.ACCOUNTS_READY] = lambda: directory.ready
         app[keys.AUTHENTICATOR] = Authenticator.from_settings(settings, directory)
+        yield
+
+
+async def _storage(app: web.Application) -> AsyncIterator[None]:
+    async with open_storage(
+        app[keys.SETTINGS], app[keys.CATALOGUE], app[keys.QUEUE], app[keys.HUB], app[keys.METRICS]
+    ) as (app[keys.LIBRARY], app[keys.BATCHES]):
+        yield
+
+
+async def _webhooks(app: web.Application) -> AsyncIterator[None]:
+    async with open_webhooks(app[keys.SETTINGS], client=app[keys.REDIS]) as service:
+        app[keys.WEBHOOKS] = service
         yield
 
 

@@ -55,30 +55,43 @@ CODES: Final[Mapping[str, Code]] = {
     "not_found": Code(404, _REQUEST, False, "There is nothing at this address"),
     "job_not_found": Code(404, _REQUEST, False, "There is no such job"),
     "model_not_found": Code(404, _REQUEST, False, "There is no such model"),
+    "file_not_found": Code(404, _REQUEST, False, "There is no such file"),
+    "batch_not_found": Code(404, _REQUEST, False, "There is no such batch"),
     "method_not_allowed": Code(405, _REQUEST, False, "The method is not allowed here"),
     "request_timeout": Code(408, _REQUEST, True, "The request body did not arrive in time"),
     "cancelled": Code(409, _REQUEST, False, "The job was cancelled"),
     "not_retryable": Code(409, _REQUEST, False, "The job has neither failed nor expired"),
+    "conversation_locked": Code(409, _REQUEST, True, "A response of the conversation still runs"),
+    "file_in_use": Code(409, _REQUEST, False, "A batch that has not ended reads the file"),
+    "batch_ended": Code(409, _REQUEST, False, "The batch has ended"),
     "result_expired": Code(410, _REQUEST, False, "The result is no longer kept"),
     "payload_too_large": Code(413, _REQUEST, False, "The request body is too large"),
     "unsupported_media_type": Code(415, _REQUEST, False, "The body has an unsupported form"),
+    "range_not_satisfiable": Code(416, _REQUEST, False, "The file has no such range"),
     "idempotency_key_reused": Code(422, _REQUEST, False, "The idempotency key was used before"),
+    "authentication_limited": Code(429, _LIMIT, False, "Too many failed logins"),
     "queue_full": Code(429, _LIMIT, True, "The queue is full"),
     "rate_limit_exceeded": Code(429, _LIMIT, True, "Too many requests"),
     "tokens_exceeded": Code(429, _LIMIT, True, "Too many tokens"),
     "concurrency_exceeded": Code(429, _LIMIT, True, "Too many requests at once"),
     "budget_exceeded": Code(429, "insufficient_quota", False, "The budget is used up"),
+    "storage_quota_exceeded": Code(
+        429, "insufficient_quota", False, "The space for files is used up"
+    ),
+    "too_many_batches": Code(429, _LIMIT, True, "Too many batches have not ended"),
     "internal_error": Code(500, _SERVER, True, "Something went wrong on our side"),
     "worker_lost": Code(502, _SERVER, True, "The worker was lost while it ran the job"),
     "max_attempts": Code(502, _SERVER, False, "The job failed at every attempt"),
     "broker_unavailable": Code(503, _SERVER, True, "The queue can't be reached"),
     "accounts_unavailable": Code(503, _SERVER, True, "Accounts are not loaded yet"),
+    "storage_unavailable": Code(503, _SERVER, True, "Files and batches can't be reached"),
     "overloaded": Code(503, _SERVER, True, "Too many jobs wait for the model"),
     "queue_draining": Code(503, _SERVER, True, "The model takes no new jobs for now"),
     "shutting_down": Code(503, _SERVER, True, "The server is shutting down"),
     "out_of_memory": Code(503, _SERVER, True, "The model ran out of memory"),
     "deadline_exceeded": Code(504, _SERVER, False, "The job did not finish in time"),
     "execution_timeout": Code(504, _SERVER, False, "The job ran for too long"),
+    "storage_full": Code(507, _SERVER, True, "There is no room left for files"),
 }
 
 #: Seconds a caller is asked to wait, where nothing better is known.
@@ -86,6 +99,8 @@ _RETRY_AFTER_S: Final[Mapping[str, float]] = {
     "queue_full": 5.0,
     "queue_draining": 30.0,
     "budget_exceeded": 3600.0,
+    "storage_quota_exceeded": 3600.0,
+    "too_many_batches": 30.0,
 }
 _DEFAULT_RETRY_AFTER_S: Final = 1.0
 
@@ -174,6 +189,8 @@ def from_aiohttp(error: web.HTTPException) -> ApiError:
 
 def from_job(job: Job) -> ApiError:
     """Why a terminal job has no output."""
+    if job.erased_ms:
+        return ApiError("result_expired", job_id=job.id)
     if job.status is Status.CANCELLED:
         return ApiError("cancelled", job_id=job.id)
     if job.status is Status.EXPIRED:

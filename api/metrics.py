@@ -56,6 +56,24 @@ class Metrics:
             ("reason",),
             registry=self.registry,
         )
+        self._batches = Counter(
+            "forebay_api_batches_total",
+            "Batches that ended, by their status",
+            ("status",),
+            registry=self.registry,
+        )
+        self._batch_lines = Counter(
+            "forebay_api_batch_lines_total",
+            "Lines of batches whose result was collected",
+            ("endpoint", "outcome"),
+            registry=self.registry,
+        )
+        self._file_bytes = Counter(
+            "forebay_api_file_bytes_total",
+            "Bytes of files that were taken in (in) and handed out (out)",
+            ("direction",),
+            registry=self.registry,
+        )
         # `labels()` costs more than what it finds.
         self._observers: dict[tuple[str, str, int], Histogram] = {}
         self._submissions: dict[tuple[str, str, Band], Counter] = {}
@@ -79,6 +97,15 @@ class Metrics:
 
     def authentication_failed(self, reason: str) -> None:
         self._authentication_failures.labels(reason).inc()
+
+    def batch_ended(self, status: str) -> None:
+        self._batches.labels(status).inc()
+
+    def batch_line_collected(self, endpoint: str, *, completed: bool) -> None:
+        self._batch_lines.labels(endpoint, "completed" if completed else "failed").inc()
+
+    def file_bytes(self, direction: str, count: int) -> None:
+        self._file_bytes.labels(direction).inc(count)
 
     async def render(self, queue: Queue, models: Sequence[str]) -> bytes:
         """The whole exposition. Queue gauges are left out while the queue can't be reached."""

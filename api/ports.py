@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Protocol
 
 from api.auth.principal import Principal
+from broker.conversations import Conversation, Item
 from broker.jobs import Accepted, Band, Event, Job, NewJob, Status
 from broker.queue import CancelResult
 from broker.results import Resync
@@ -19,6 +20,8 @@ class Queue(Protocol):
     async def enqueue(self, job: NewJob) -> Accepted: ...
 
     async def get(self, job_id: str, *, tenant: str | None = None) -> Job: ...
+
+    async def was_kept(self, job_id: str, *, tenant: str) -> bool: ...
 
     async def list_jobs(
         self,
@@ -38,6 +41,8 @@ class Queue(Protocol):
     async def cancel_many(
         self, job_ids: Sequence[str], *, tenant: str | None = None
     ) -> dict[str, CancelResult]: ...
+
+    async def erase(self, job_id: str, *, tenant: str | None = None) -> bool: ...
 
     async def retry(
         self, job_id: str, *, tenant: str | None = None, deadline_ms: int = 0
@@ -81,6 +86,28 @@ class Queue(Protocol):
     async def workers(self) -> list[WorkerStatus]: ...
 
     async def ping(self) -> None: ...
+
+
+class Conversations(Protocol):
+    """As `broker.conversations.RedisConversations`."""
+
+    async def create(self, conversation: Conversation, items: Sequence[Item]) -> None: ...
+
+    async def get(self, conversation_id: str, tenant: str) -> Conversation: ...
+
+    async def update(self, conversation_id: str, metadata: bytes) -> None: ...
+
+    async def delete(self, conversation_id: str) -> None: ...
+
+    async def items(self, conversation_id: str) -> list[bytes]: ...
+
+    async def add(self, conversation_id: str, items: Sequence[Item]) -> None: ...
+
+    async def remove(self, conversation_id: str, item_id: str) -> bool: ...
+
+    async def lock(self, conversation_id: str, job_id: str) -> bool: ...
+
+    async def settle(self, conversation_id: str, job_id: str, items: Sequence[Item]) -> None: ...
 
 
 class Subscription(Protocol):

@@ -17,11 +17,18 @@ import celery
 from celery import signals
 from kombu import Exchange, Queue, transport
 
-from broker import leases
+from broker import leases, tickets
+from broker.connections import primary_of
+from config.sentinel import SentinelUrl
 from config.settings import Settings
 
 #: Celery's own log lines per job; the worker's say the same, with tenant and attempt.
-_CHATTY = ("celery.worker.strategy", "celery.app.trace")
+_CHATTY = (
+    "celery.worker.strategy",
+    "celery.app.trace",
+    # Says at each attempt that it has connected.
+    "celery.worker.consumer.connection",
+)
 
 #: How often the connections of the event loop are probed (s).
 HEALTH_CHECK_S = 5
@@ -41,7 +48,8 @@ class JobTask(celery.Task):  # type: ignore[misc]
 def make_app(settings: Settings, *, model_queues: Iterable[str]) -> celery.Celery:
     """A Celery app whose `redis://` is our transport, with one queue per model.
 
-    The change of transport is made for the whole process.
+    The change of transport is made for the whole process. With `queue.broker_url` set, the app is
+    on RabbitMQ, and its queues carry tickets.
     """
     use_transport()
     app = celery.Celery("forebay", task_cls=JobTask)
@@ -64,7 +72,30 @@ def use_transport() -> None:
 
 
 def configuration(settings: Settings, model_queues: frozenset[str]) -> dict[str, Any]:
-    url = settings.redis.url.get_secret_value()
+    if settings.queue.broker_url.get_secret_value():
+        return _common(settings) | _over_rabbitmq(settings, model_queues)
+    return _common(settings) | _over_redis(settings, model_queues)
+
+
+def _over_rabbitmq(settings: Settings, model_queues: frozenset[str]) -> dict[str, Any]:
+    """Workers consume tickets; see `broker.tickets`."""
+    url = settings.queue.broker_url.get_secret_value()
+    return {
+        "broker_url": url,
+        "broker_use_ssl": tickets.tls(url) or None,
+        "broker_transport_options": {
+            "read_timeout": tickets.TIMEOUT_S,
+            "write_timeout": tickets.TIMEOUT_S,
+        },
+        # A connection that fell silent is dropped after twice this.
+        "broker_heartbeat": HEALTH_CHECK_S,
+        "task_queues": [tickets.ticket_queue(name) for name in sorted(model_queues)],
+    }
+
+
+def _over_redis(settings: Settings, model_queues: frozenset[str]) -> dict[str, Any]:
+    primary = primary_of(settings.redis)
+    url = settings.redis.url.get_secret_value() if primary is None else _plain_url(primary.url)
     exchange = Exchange("forebay", type="direct")
     secure = url.startswith("rediss://") and "ssl_cert_reqs" not in url
     return {
@@ -73,15 +104,21 @@ def configuration(settings: Settings, model_queues: frozenset[str]) -> dict[str,
         "broker_transport_options": {
             "model_queues": sorted(model_queues),
             "claim_batch": settings.queue.claim_batch,
+            "primary": primary,
             "socket_timeout": settings.redis.timeout_s,
             "socket_connect_timeout": settings.redis.timeout_s,
             "socket_keepalive": True,
             # A connection that fell silent is dropped after twice this and a second.
             "health_check_interval": HEALTH_CHECK_S,
         },
+        "task_queues": [Queue(name, exchange, routing_key=name) for name in sorted(model_queues)],
+    }
+
+
+def _common(settings: Settings) -> dict[str, Any]:
+    return {
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
-        "task_queues": [Queue(name, exchange, routing_key=name) for name in sorted(model_queues)],
         # Results are the job records.
         "result_backend": None,
         "task_ignore_result": True,
@@ -120,6 +157,15 @@ def broker_url(url: str) -> str:
         user = f"{quote(options.pop('username', ''))}:{quote(password, safe='')}@"
     query = f"?{urlencode(options)}" if options else ""
     return f"redis+socket://{user}{parts.path}{query}"
+
+
+def _plain_url(url: SentinelUrl) -> str:
+    """Names the first Sentinel; the transport asks them where the primary is."""
+    host, port = url.sentinels[0]
+    scheme = "rediss" if url.tls else "redis"
+    user = f"{quote(url.username or '', safe='')}:{quote(url.password or '', safe='')}@"
+    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return f"{scheme}://{user if user != ':@' else ''}{where}/{url.db}"
 
 
 def _drain(**_: Any) -> None:

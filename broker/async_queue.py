@@ -7,14 +7,15 @@ from typing import TypeVar
 
 import redis.asyncio
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError, ReadOnlyError, RedisError
 
 from broker.call import Call
 from broker.calls import CANCEL_BATCH, RELEASE_BATCH, REPLAY_BATCH, Calls
 from broker.connections import translate
-from broker.errors import JobNotFoundError
+from broker.errors import BrokerUnavailableError, JobNotFoundError
 from broker.exchange import Exchange
 from broker.jobs import Accepted, Band, Claim, Delta, Event, Job, NewJob, Outcome, Status
+from broker.outages import OutageLog
 from broker.policies import TenantPolicy
 from broker.queue import CancelResult, LeaseState
 from broker.reading_calls import Listing
@@ -30,8 +31,19 @@ class AsyncRedisQueue:
     def __init__(self, client: redis.asyncio.Redis, settings: QueueSettings) -> None:
         self._exchange = Exchange(client)
         self._calls = Calls(settings)
+        self._outages = OutageLog()
 
     async def _run(self, call: Call[T]) -> T:
+        try:
+            result = await self._answer(call)
+        except BrokerUnavailableError as error:
+            self._outages.failed(str(error))
+            raise
+        if self._outages.open:
+            self._outages.worked()
+        return result
+
+    async def _answer(self, call: Call[T]) -> T:
         repeated = False
         while True:
             try:
@@ -45,6 +57,11 @@ class AsyncRedisQueue:
                 if type(error) is not RedisConnectionError or repeated or not call.repeatable:
                     raise translate(error) from error
                 repeated = True
+            except ReadOnlyError as error:
+                # Nothing was written, and that connection is given up.
+                if repeated:
+                    raise translate(error) from error
+                repeated = True
             except (RedisError, OSError) as error:
                 raise translate(error) from error
             else:
@@ -56,6 +73,9 @@ class AsyncRedisQueue:
 
     async def get(self, job_id: str, *, tenant: str | None = None) -> Job:
         return await self._run(self._calls.get(job_id, tenant))
+
+    async def was_kept(self, job_id: str, *, tenant: str) -> bool:
+        return await self._run(self._calls.was_kept(job_id, tenant))
 
     async def list_jobs(
         self,
@@ -99,6 +119,9 @@ class AsyncRedisQueue:
             results.update(batch)
         return results
 
+    async def erase(self, job_id: str, *, tenant: str | None = None) -> bool:
+        return await self._run(self._calls.erase(job_id, tenant))
+
     async def retry(
         self, job_id: str, *, tenant: str | None = None, deadline_ms: int = 0
     ) -> Accepted:
@@ -114,8 +137,13 @@ class AsyncRedisQueue:
         return await self._run(self._calls.text(job_id))
 
     # -- working side -----------------------------------------------------------------------------
-    async def claim(self, queue: str, owner: str, *, limit: int = 1) -> list[Claim]:
-        return await self._run(self._calls.claim(queue, owner, limit))
+    async def claim(
+        self, queue: str, owner: str, *, limit: int = 1, batch_room: int | None = None
+    ) -> list[Claim]:
+        return await self._run(self._calls.claim(queue, owner, limit, batch_room))
+
+    async def wake(self, queue: str, owner: str) -> None:
+        await self._run(self._calls.wake(queue, owner))
 
     async def load_scripts(self) -> None:
         """Make all scripts known to the server."""
@@ -148,6 +176,9 @@ class AsyncRedisQueue:
 
     async def sweep(self, queue: str) -> int:
         return await self._run(self._calls.sweep(queue))
+
+    async def count_claimable(self, queue: str, most: int) -> int:
+        return await self._run(self._calls.count_claimable(queue, most))
 
     # -- dead letters -----------------------------------------------------------------------------
     async def dead_letters(

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
+from broker.errors import BrokerUnavailableError
 from broker.scripts import Script
 from broker.wire import Arg
 
 T = TypeVar("T")
+
+#: Longest a write waits for its replicas.
+REPLICAS_TIMEOUT_MS = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +32,7 @@ class Call(Generic[T]):
     def by_source(self) -> tuple[tuple[Arg, ...], ...]:
         """The same with the script's source instead of its hash; also makes it known."""
         assert self.script is not None
-        return (("EVAL", self.script.source, *self.commands[0][2:]),)
+        return (("EVAL", self.script.source, *self.commands[0][2:]), *self.commands[1:])
 
 
 def script_call(
@@ -44,6 +48,23 @@ def script_call(
         script,
         repeatable,
     )
+
+
+def replicated(call: Call[T], replicas: int) -> Call[T]:
+    """The same, done when so many replicas have it.
+
+    Where they don't within `REPLICAS_TIMEOUT_MS`, it raises `BrokerUnavailableError`, although the
+    primary has done it: it isn't known whether it would outlive that primary.
+    """
+
+    def decode(replies: list[Any], repeated: bool) -> T:
+        result = call.decode(replies[:-1], repeated)
+        if int(replies[-1]) < replicas:
+            raise BrokerUnavailableError("too few replicas have confirmed the write")
+        return result
+
+    wait = ("WAIT", replicas, REPLICAS_TIMEOUT_MS)
+    return replace(call, commands=(*call.commands, wait), decode=decode)
 
 
 def truth(reply: Any, _: bool) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from broker import keys, scripts
-from broker.call import Call, nothing, number, script_call, truth
+from broker.call import Call, nothing, number, replicated, script_call, truth
 from broker.errors import (
     BrokerError,
     DuplicateJobError,
@@ -43,6 +43,8 @@ CANCEL_BATCH = 500
 REPLAY_BATCH = 100
 #: Ids looked at by one sweep, about.
 SWEEP_BATCH = 200
+#: A wake-up that its worker doesn't hear is of no use for longer.
+WAKE_MS = 10_000
 
 _LEASE_STATES: tuple[LeaseState, ...] = ("ok", "lost", "cancel")
 _CANCEL_RESULTS: tuple[CancelResult, ...] = ("cancelled", "cancelling", "terminal")
@@ -56,6 +58,7 @@ class Calls(ReadingCalls):
         self._marks = shedding_marks(settings)
         self._cap = settings.default_max_in_flight
         self._max_queued = settings.default_max_queued
+        self._replicas = settings.await_replicas
 
     # -- submitting side --------------------------------------------------------------------------
     def enqueue(self, job: NewJob) -> Call[Accepted]:
@@ -86,14 +89,17 @@ class Calls(ReadingCalls):
             fields += ("request_id", job.request_id)
         if job.execution_timeout_ms:
             fields += ("execution_timeout_ms", job.execution_timeout_ms)
+        if job.webhook:
+            fields += ("webhook", job.webhook)
         name, request = digests(job)
-        return script_call(
+        call = script_call(
             scripts.ENQUEUE, decode, (keys.base(job.model),),
             job.id, job.tenant, job.band, job.cost, job.delay_ms,
             self._max_queued, self._marks[job.band], job.deadline_ms,
             name and keys.idempotency(job.tenant, name), request, LIFETIME_MS,
             _limits(job), job.key_id, *fields,
         )  # fmt: skip
+        return replicated(call, self._replicas) if self._replicas else call
 
     def cancel(self, job_ids: Sequence[str], tenant: str | None) -> Call[dict[str, CancelResult]]:
         """At most `CANCEL_BATCH` jobs."""
@@ -106,6 +112,14 @@ class Calls(ReadingCalls):
             }
 
         return script_call(scripts.CANCEL, decode, (), tenant or "", *job_ids)
+
+    def erase(self, job_id: str, tenant: str | None) -> Call[bool]:
+        def decode(reply: int, _: bool) -> bool:
+            if reply < 0:
+                raise JobNotFoundError(job_id)
+            return reply == 0
+
+        return script_call(scripts.ERASE, decode, (), job_id, tenant or "")
 
     def retry(self, job_id: str, tenant: str | None, deadline_ms: int) -> Call[Accepted]:
         def decode(reply: Any, _: bool) -> Accepted:
@@ -169,11 +183,18 @@ class Calls(ReadingCalls):
         )
 
     # -- working side -----------------------------------------------------------------------------
-    def claim(self, queue: str, owner: str, limit: int) -> Call[list[Claim]]:
+    def claim(
+        self, queue: str, owner: str, limit: int, batch_room: int | None = None
+    ) -> Call[list[Claim]]:
         return script_call(
             scripts.CLAIM, lambda reply, _: self.decode_claims(queue, reply), (keys.base(queue),),
             owner, self._lease_ms, limit, self._weight, self._cap,
+            limit if batch_room is None else batch_room,
         )  # fmt: skip
+
+    def wake(self, queue: str, owner: str) -> Call[None]:
+        key = keys.wake(queue, owner)
+        return Call((("RPUSH", key, 1), ("PEXPIRE", key, WAKE_MS)), lambda replies, _: None)
 
     @staticmethod
     def decode_claims(queue: str, reply: list[Any]) -> list[Claim]:
@@ -234,6 +255,9 @@ class Calls(ReadingCalls):
 
     def sweep(self, queue: str) -> Call[int]:
         return script_call(scripts.SWEEP, number, (keys.base(queue),), self._cap, SWEEP_BATCH)
+
+    def count_claimable(self, queue: str, most: int) -> Call[int]:
+        return script_call(scripts.COUNT_CLAIMABLE, number, (keys.base(queue),), self._cap, most)
 
     # -- policy and readings ----------------------------------------------------------------------
     def set_policy(

@@ -21,7 +21,15 @@ from redis.retry import Retry
 
 from broker import keys
 from broker.errors import BrokerError, BrokerUnavailableError, SchemaVersionError
+from broker.sentinel import (
+    AsyncPrimaryConnection,
+    AsyncPrimarySSLConnection,
+    Primary,
+    PrimaryConnection,
+    PrimarySSLConnection,
+)
 from config.logs import get_logger
+from config.sentinel import SentinelUrl
 from config.settings import Redis as RedisSettings
 
 log = get_logger(__name__)
@@ -42,30 +50,48 @@ def connect(settings: RedisSettings) -> redis.Redis:
 
     It retries nothing: the queue knows which of its calls may be repeated.
     """
-    pool = redis.BlockingConnectionPool.from_url(
-        settings.url.get_secret_value(),
-        max_connections=settings.max_connections,
-        timeout=settings.timeout_s,
-        retry=Retry(NoBackoff(), 0),
-        **_options(settings),
-    )
+    options = _options(settings) | {"retry": Retry(NoBackoff(), 0)}
+    kind: Any = redis.BlockingConnectionPool  # untyped
+    if (primary := primary_of(settings)) is None:
+        pool = kind.from_url(settings.url.get_secret_value(), **options)
+    else:
+        secure = primary.url.tls
+        pool = kind(
+            connection_class=PrimarySSLConnection if secure else PrimaryConnection,
+            **options,
+            **primary.options,
+        )
     return redis.Redis.from_pool(pool)
 
 
 def connect_async(settings: RedisSettings) -> redis.asyncio.Redis:
     """The same for one event loop."""
-    pool = redis.asyncio.BlockingConnectionPool.from_url(
-        settings.url.get_secret_value(),
-        max_connections=settings.max_connections,
-        timeout=settings.timeout_s,
-        retry=AsyncRetry(NoBackoff(), 0),
-        **_options(settings),
-    )
+    options = _options(settings) | {"retry": AsyncRetry(NoBackoff(), 0)}
+    kind: Any = redis.asyncio.BlockingConnectionPool
+    if (primary := primary_of(settings)) is None:
+        pool = kind.from_url(settings.url.get_secret_value(), **options)
+    else:
+        secure = primary.url.tls
+        pool = kind(
+            connection_class=AsyncPrimarySSLConnection if secure else AsyncPrimaryConnection,
+            **options,
+            **primary.options,
+        )
     return redis.asyncio.Redis.from_pool(pool)
+
+
+def primary_of(settings: RedisSettings) -> Primary | None:
+    """How the primary is found, where Sentinels watch over it."""
+    url = settings.url.get_secret_value()
+    if not SentinelUrl.matches(url):
+        return None
+    return Primary(SentinelUrl.parse(url), settings.timeout_s)
 
 
 def _options(settings: RedisSettings) -> dict[str, Any]:
     options: dict[str, Any] = {
+        "max_connections": settings.max_connections,
+        "timeout": settings.timeout_s,
         "protocol": 2,
         "decode_responses": False,
         "socket_timeout": settings.timeout_s,

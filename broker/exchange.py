@@ -14,7 +14,7 @@ from typing import Any
 
 import redis.asyncio
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
+from redis.exceptions import ReadOnlyError, ResponseError
 
 from broker.wire import Arg, pack
 
@@ -94,11 +94,15 @@ class Exchange:
         try:
             await connection.send_packed_command(packed)
             replies: list[Any] = []
+            demoted = False
             for _ in range(count):
                 try:
                     replies.append(await connection.read_response())
                 except ResponseError as error:
                     replies.append(error)
+                    demoted = demoted or isinstance(error, ReadOnlyError)
+            if demoted:  # it was the primary; whoever is now is found by connecting
+                await connection.disconnect(nowait=True)
         except BaseException:
             # Answers may be left on the wire.
             await connection.disconnect(nowait=True)

@@ -18,6 +18,9 @@ _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _PAIRS = tuple(high + low for high in _ALPHABET for low in _ALPHABET)
 _SHIFTS = tuple(range(120, -1, -10))
 
+#: How long the stub of an erased job is kept: as long as ended jobs are listed.
+STUB_S = 8 * 86_400
+
 
 class Band(StrEnum):
     """Priority class; a higher one goes first, a lower one keeps a guaranteed share."""
@@ -123,6 +126,8 @@ class NewJob:
     #: Bounds of the tenant, and of the key (`key_id`) it was submitted with.
     limits: RateLimits = NO_LIMITS
     key_limits: RateLimits = NO_LIMITS
+    #: JSON of a `broker.webhooks.endpoints.JobWebhook` that its end is told to; empty: none.
+    webhook: bytes = b""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -174,6 +179,10 @@ class Job:
     execution_timeout_ms: int = 0
     #: Attempts that don't count towards `max_attempts`: handed back, or before a retry.
     refunds: int = 0
+    #: When its owner had its content erased: from the end on there is neither prompt nor output.
+    erased_ms: int = 0
+    #: As in `NewJob`.
+    webhook: bytes = b""
 
     @property
     def is_terminal(self) -> bool:
@@ -217,6 +226,8 @@ class Job:
             deadline_ms=number(b"deadline_ms"),
             execution_timeout_ms=number(b"execution_timeout_ms"),
             refunds=number(b"refunds"),
+            erased_ms=number(b"erased_ms"),
+            webhook=raw.get(b"webhook", b""),
         )
 
 

@@ -29,6 +29,16 @@ def bell(queue: str) -> str:
     return f"{base(queue)}bell"
 
 
+def batch_bell(queue: str) -> str:
+    """The same for workers that have room for batch jobs, where the one that looked had none."""
+    return f"{base(queue)}bell:batch"
+
+
+def wake(queue: str, owner: str) -> str:
+    """List with expiry: a worker that waits has room for batch jobs again."""
+    return f"{base(queue)}wake:{owner}"
+
+
 def cancels(queue: str) -> str:
     """Pub/sub channel: ids of running jobs whose cancel is wanted."""
     return f"{base(queue)}cancel"
@@ -69,6 +79,60 @@ def limits(scope: str, owner: str) -> str:
     return f"fb:limit:{scope}:{owner}"
 
 
+def conversation(conversation_id: str) -> str:
+    """Hash with expiry: owner, metadata, the job that is pending, number of places given out."""
+    return f"fb:conv:{conversation_id}"
+
+
+def conversation_items(conversation_id: str) -> str:
+    """Hash with expiry: item id -> `<place>|<JSON>`."""
+    return f"fb:conv:{conversation_id}:items"
+
+
 def worker(owner: str) -> str:
     """String with expiry: a worker's status as JSON."""
     return f"fb:worker:{owner}"
+
+
+# -- webhooks --------------------------------------------------------------------------------------
+#: List: what is still to be made into deliveries, as JSON; written with the event itself.
+WEBHOOK_OUTBOX = "fb:webhook:outbox"
+#: List with at most one element: there is something in the outbox, or due.
+WEBHOOK_BELL = "fb:webhook:bell"
+#: Set: tenants with endpoints.
+WEBHOOK_TENANTS = "fb:webhook:tenants"
+#: Hash: tenant -> which secrets sign webhooks of single jobs, as JSON.
+WEBHOOK_JOB_SECRETS = "fb:webhook:job_secrets"
+#: Sorted set: group of deliveries -> when its next one is due (ms); groups at their bound are out.
+WEBHOOK_RING = "fb:webhook:ring"
+#: Sorted set: delivery that is being sent -> when its lease runs out (ms).
+WEBHOOK_LEASES = "fb:webhook:leases"
+#: Hash: `g:<group>`, `t:<tenant>` -> deliveries being sent.
+WEBHOOK_RUNNING = "fb:webhook:running"
+#: Hash: `overflowed` (events that found the outbox full), `discarded` (deliveries beyond a bound).
+WEBHOOK_COUNTS = "fb:webhook:counts"
+
+
+def webhook_endpoints(tenant: str) -> str:
+    """Hash: endpoint id -> its configuration as JSON; a copy of the database."""
+    return f"fb:webhook:endpoints:{tenant}"
+
+
+def webhook_health(endpoint: str) -> str:
+    """Hash: since when an endpoint fails, when and why it was disabled (ms)."""
+    return f"fb:webhook:health:{endpoint}"
+
+
+def webhook_due(group: str) -> str:
+    """Sorted set: waiting delivery of a group -> when it is due (ms)."""
+    return f"fb:webhook:due:{group}"
+
+
+def webhook_log(owner: str) -> str:
+    """Sorted set: newest deliveries of an endpoint, or of a tenant's jobs -> when made (µs)."""
+    return f"fb:webhook:log:{owner}"
+
+
+def webhook_delivery(delivery_id: str) -> str:
+    """Hash: a delivery, from its making until its time in the log is over."""
+    return f"fb:webhook:delivery:{delivery_id}"

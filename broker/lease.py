@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from time import monotonic
 
-from broker.jobs import Claim
+from broker.jobs import Band, Claim
 from config.logs import get_logger
 
 log = get_logger(__name__)
@@ -129,6 +129,10 @@ class LeaseTable:
             if lease is None or str(lease.claim.attempt) != attempt:
                 return None
             return self._leases.pop(job_id)
+
+    def count(self, band: Band) -> int:
+        with self._lock:
+            return sum(lease.claim.job.band is band for lease in self._leases.values())
 
     def all(self) -> list[Lease]:
         with self._lock:

@@ -15,8 +15,8 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
-from broker.errors import JobNotFoundError
-from broker.jobs import Claim
+from broker.errors import BrokerUnavailableError, JobNotFoundError
+from broker.jobs import Band, Claim
 from broker.lease import Lease, LeaseTable
 from broker.queue import JobQueue
 from broker.stats import WorkerStatus
@@ -42,8 +42,9 @@ class LeaseRegistry:
     """All leases of one worker process.
 
     `status` and `healthy` are asked in the upkeep's thread (`healthy` also in Celery's) and must
-    be cheap. While `healthy` is false nothing is claimed or renewed, so that other workers get the
-    jobs once `ttl_s` is over.
+    be cheap; `batch_slots` tells how many batch jobs it may hold at once (None: any number). While
+    `healthy` is false nothing is claimed or renewed, so that other workers get the jobs once
+    `ttl_s` is over.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class LeaseRegistry:
         status: Callable[[], WorkerStatus],
         healthy: Callable[[], bool],
         grace_s: float = 8.0,
+        batch_slots: Callable[[], int] | None = None,
     ) -> None:
         self.queue = queue
         self.queue_name = queue_name
@@ -64,8 +66,9 @@ class LeaseRegistry:
         self.ttl_s = ttl_s
         #: How long running jobs may go on after `drain` (s).
         self.grace_s = grace_s
-        #: No new job is taken any more.
+        #: No new job is taken any more; whoever waits meanwhile waits for the event.
         self.draining = False
+        self.drain_begun = threading.Event()
         #: Set once a drain has settled or handed back every job.
         self.drained = threading.Event()
         #: Leases lost since the start.
@@ -73,6 +76,9 @@ class LeaseRegistry:
         #: Called from the upkeep's thread when a drain begins, to wake a sleeping event loop.
         self.on_drain: Callable[[], object] | None = None
         self._status = status
+        self._batch_slots = batch_slots
+        #: The transport waits for other work than batch jobs: it wants to hear when there is room.
+        self._deaf = False
         self._healthy = healthy
         self._leases = LeaseTable()
         self._sweep_at = time.monotonic() + SWEEP_EVERY_S
@@ -91,6 +97,7 @@ class LeaseRegistry:
     def stop(self) -> None:
         """Hand back whatever is left, forget the worker, end the thread. Idempotent."""
         self.draining = True
+        self.drain_begun.set()
         self._upkeep.stop(self.ttl_s)
 
     def drain(self) -> None:
@@ -118,6 +125,20 @@ class LeaseRegistry:
     def accepting(self) -> bool:
         """More jobs may be claimed."""
         return not self.draining and self._is_healthy()
+
+    def batch_room(self) -> int | None:
+        """Batch jobs that may be claimed now; None: any number."""
+        if self._batch_slots is None:
+            return None
+        return max(self._batch_slots() - self._leases.count(Band.BATCH), 0)
+
+    def wait_for_room(self) -> bool:
+        """Whether batch jobs have no room now; if so, the worker is woken when one has ended."""
+        self._deaf = True
+        if self.batch_room() == 0:
+            return True
+        self._deaf = False
+        return False
 
     def add(self, claims: Iterable[Claim]) -> list[Claim]:
         """Register fresh claims; returns those to run, the others are handed back.
@@ -148,7 +169,7 @@ class LeaseRegistry:
     def settle(self, lease: Lease) -> None:
         """The job was completed, requeued or buried, or that was refused as stale."""
         self._leases.remove(lease)
-        self._note_drained()
+        self._note_gone()
 
     def cancel(self, job_id: str) -> None:
         """Stop a job on an operator's word, as a cancel through the queue does."""
@@ -170,7 +191,7 @@ class LeaseRegistry:
         leases = [x for x in self._leases.all() if self._leases.remove(x, unless_started=True)]
         for lease in leases:
             self.queue.requeue(lease.claim, refund=True)
-        self._note_drained()
+        self._note_gone()
         return len(leases)
 
     # -- Celery's word ----------------------------------------------------------------------------
@@ -181,7 +202,7 @@ class LeaseRegistry:
         back so that it isn't lost.
         """
         lease = self._leases.take(tag)
-        self._note_drained()
+        self._note_gone()
         if lease is not None and not lease.lost.is_set():
             log.error("job_left_unsettled", job_id=lease.claim.job.id, attempt=lease.claim.attempt)
             self._give_back(lease.claim, delay_ms=RETRY_DELAY_MS, refund=False)
@@ -189,7 +210,7 @@ class LeaseRegistry:
     def reject(self, tag: str, requeue: bool) -> None:
         """Celery won't run the message. The job goes back; with `requeue` at no cost to it."""
         lease = self._leases.take(tag)
-        self._note_drained()
+        self._note_gone()
         if lease is None or lease.lost.is_set():
             return
         if requeue:
@@ -202,7 +223,12 @@ class LeaseRegistry:
         """Requeue in the upkeep's thread. While the broker is away the lease runs out instead."""
         self._upkeep.do(partial(self.queue.requeue, claim, delay_ms=delay_ms, refund=refund))
 
-    def _note_drained(self) -> None:
+    def _note_gone(self) -> None:
+        """A job has left. A lost wake-up costs no more than the transport's next look."""
+        if self._deaf and self.batch_room():
+            self._deaf = False
+            with suppress(BrokerUnavailableError):
+                self.queue.wake(self.queue_name, self.owner)
         if self.draining and not self._leases:
             self.drained.set()
 
@@ -279,6 +305,7 @@ class LeaseRegistry:
             self.queue.cancel(lease.claim.job.id)
 
     def _begin_drain(self) -> None:
+        self.drain_begun.set()
         log.info("drain_started", owner=self.owner, jobs=self.held, grace_s=self.grace_s)
         if self.on_drain is not None:
             self.on_drain()

@@ -5,8 +5,9 @@ One process, one lock; state is lost with the object. `fairness.py` makes the ch
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from broker.errors import (
     DuplicateJobError,
@@ -18,7 +19,18 @@ from broker.errors import (
 )
 from broker.fairness import LEAST_TOKENS
 from broker.idempotency import LIFETIME_MS, digests
-from broker.jobs import Accepted, Claim, Delta, EventType, Job, JobError, NewJob, Outcome, Status
+from broker.jobs import (
+    Accepted,
+    Band,
+    Claim,
+    Delta,
+    EventType,
+    Job,
+    JobError,
+    NewJob,
+    Outcome,
+    Status,
+)
 from broker.memory_async import AsyncMemoryQueue
 from broker.memory_readings import MemoryReadings
 from broker.memory_state import Lease, ModelQueue, Named, new_record
@@ -94,9 +106,23 @@ class MemoryQueue(MemoryReadings):
                     results[job_id] = self.cancel(job_id, tenant=tenant)
             return results
 
+    def erase(self, job_id: str, *, tenant: str | None = None) -> bool:
+        with self._lock:
+            record = self._owned(job_id, tenant)
+            erased_ms = record.job.erased_ms or self._clock_ms()
+            record.job = replace(record.job, erased_ms=erased_ms)
+            self._queues[record.job.model].unbury(job_id)
+            if self.cancel(job_id) == "cancelling":
+                record.job = replace(record.job, body=b"", metadata=b"{}")
+                return False
+            self._wipe(record)
+            return True
+
     def retry(self, job_id: str, *, tenant: str | None = None, deadline_ms: int = 0) -> Accepted:
         with self._lock:
             record = self._owned(job_id, tenant)
+            if record.job.erased_ms:
+                raise NotRetryableError(job_id, "erased")
             if record.job.status not in (Status.FAILED, Status.EXPIRED):
                 raise NotRetryableError(job_id, record.job.status)
             self._check_limits(record)
@@ -138,29 +164,40 @@ class MemoryQueue(MemoryReadings):
             return len(letters)
 
     # -- working side -----------------------------------------------------------------------------
-    def claim(self, queue: str, owner: str, *, limit: int = 1) -> list[Claim]:
+    def claim(
+        self, queue: str, owner: str, *, limit: int = 1, batch_room: int | None = None
+    ) -> list[Claim]:
         with self._lock:
             state = self._queues.setdefault(queue, ModelQueue())
             self._reclaim(state)
             self._promote(state)
             self._expire(state)
             claims: list[Claim] = []
-            while len(claims) < limit and state.mode != "paused":
+            if state.mode == "paused":
+                return claims
+            state.fair.balance()
+            room = limit if batch_room is None else batch_room
+            while len(claims) < limit:
+                full = (Band.BATCH,) if room <= 0 else ()
                 choice = state.fair.choose(
-                    lambda band, tenant: self._head(state, band, tenant).cost
+                    lambda band, tenant: self._head(state, band, tenant).cost, full
                 )
                 if choice is None:
                     break
                 if state.running[choice[1]] >= self._policy(choice[1]).max_in_flight:
                     state.park(choice[1])
                 else:
-                    job = self._start(state, self._head(state, *choice), owner)
+                    job = self._start(state, self._head(state, *choice), owner, full)
+                    room -= choice[0] is Band.BATCH
                     claims.append(Claim(queue=queue, job=job))
             return claims
 
-    def _start(self, state: ModelQueue, job: Job, owner: str) -> Job:
+    def wake(self, queue: str, owner: str) -> None:
+        """Nobody waits here."""
+
+    def _start(self, state: ModelQueue, job: Job, owner: str, full: Collection[Band]) -> Job:
         policy = self._policy(job.tenant)
-        charged = state.fair.start(job.band, job.tenant, job.cost, policy.weight)
+        charged = state.fair.start(job.band, job.tenant, job.cost, policy.weight, full)
         state.take(job)
         state.waiting[job.tenant] -= 1
         state.running[job.tenant] += 1
@@ -230,14 +267,14 @@ class MemoryQueue(MemoryReadings):
             policy = self._policy(job.tenant)
             self._unlease(state, job)
             taken = max(outcome.usage.total_tokens, LEAST_TOKENS)
-            state.fair.settle(job.band, job.tenant, taken - lease.charged, policy.weight)
+            state.fair.settle(job.band, job.tenant, taken, lease.charged, policy.weight)
             state.drain(job.tenant, self._clock_ms(), record.since_ms, taken)
             if outcome.status is Status.COMPLETED:
-                state.fair.learn(job.cost, taken)
+                state.fair.learn(job.tenant, job.cost, taken)
             state.unpark(job.tenant, policy.max_in_flight)
             record.ended = claim.attempt
             self._finish(record, outcome)
-            if dead:
+            if dead and not job.erased_ms:
                 code = outcome.error.code if outcome.error else ""
                 state.bury(job, code, self._clock_ms())
             return True
@@ -275,6 +312,7 @@ class MemoryQueue(MemoryReadings):
             healed = self._reclaim(state)
             self._promote(state)
             self._expire(state)
+            state.forget_rates(self._clock_ms())
             for tenant in list(state.parked):
                 state.unpark(tenant, self._policy(tenant).max_in_flight)
             return healed

@@ -26,6 +26,9 @@ class AsyncMemoryQueue:
     async def get(self, job_id: str, *, tenant: str | None = None) -> Job:
         return self._memory.get(job_id, tenant=tenant)
 
+    async def was_kept(self, job_id: str, *, tenant: str) -> bool:
+        return self._memory.was_kept(job_id, tenant=tenant)
+
     async def list_jobs(
         self,
         tenant: str,
@@ -57,6 +60,9 @@ class AsyncMemoryQueue:
     ) -> dict[str, CancelResult]:
         return self._memory.cancel_many(job_ids, tenant=tenant)
 
+    async def erase(self, job_id: str, *, tenant: str | None = None) -> bool:
+        return self._memory.erase(job_id, tenant=tenant)
+
     async def retry(
         self, job_id: str, *, tenant: str | None = None, deadline_ms: int = 0
     ) -> Accepted:
@@ -71,8 +77,13 @@ class AsyncMemoryQueue:
     async def text(self, job_id: str) -> str:
         return self._memory.text(job_id)
 
-    async def claim(self, queue: str, owner: str, *, limit: int = 1) -> list[Claim]:
-        return self._memory.claim(queue, owner, limit=limit)
+    async def claim(
+        self, queue: str, owner: str, *, limit: int = 1, batch_room: int | None = None
+    ) -> list[Claim]:
+        return self._memory.claim(queue, owner, limit=limit, batch_room=batch_room)
+
+    async def wake(self, queue: str, owner: str) -> None:
+        self._memory.wake(queue, owner)
 
     async def renew(
         self, queue: str, owner: str, leases: Sequence[tuple[str, int]]
@@ -96,6 +107,9 @@ class AsyncMemoryQueue:
 
     async def sweep(self, queue: str) -> int:
         return self._memory.sweep(queue)
+
+    async def count_claimable(self, queue: str, most: int) -> int:
+        return self._memory.count_claimable(queue, most)
 
     # -- dead letters -----------------------------------------------------------------------------
     async def dead_letters(

@@ -28,6 +28,12 @@ class MemoryReadings(MemoryStore):
         with self._lock:
             return self._owned(job_id, tenant).job
 
+    def was_kept(self, job_id: str, *, tenant: str) -> bool:
+        with self._lock:
+            record = self._find(job_id)
+            owner = record.job.tenant if record else self._expired.get(job_id)
+            return owner == tenant
+
     def list_jobs(
         self,
         tenant: str,
@@ -61,6 +67,25 @@ class MemoryReadings(MemoryStore):
             and job.created_ms >= created_after_ms
         ]
         return found[:limit], len(found) > limit
+
+    def count_claimable(self, queue: str, most: int) -> int:
+        with self._lock:
+            state = self._queues.setdefault(queue, ModelQueue())
+            self._reclaim(state)
+            self._promote(state)
+            self._expire(state)
+            if state.mode == "paused":
+                return 0
+            room: dict[str, int] = {}
+            count = 0
+            for band, race in state.fair.bands.items():
+                for tenant in race.active:
+                    cap = self._policy(tenant).max_in_flight
+                    free = room.get(tenant, max(cap - state.running[tenant], 1))
+                    taken = min(len(state.lists[band, tenant]), free)
+                    room[tenant] = free - taken
+                    count += taken
+            return min(count, most)
 
     def events(self, job_id: str, *, after: int = 0) -> tuple[list[Event], bool]:
         with self._lock:

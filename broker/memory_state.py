@@ -14,6 +14,8 @@ from broker.stats import DeadLetter, QueueMode
 
 #: Events kept per job.
 _EVENTS = 512
+#: How long the rates of a tenant that has nothing done are kept.
+_RATES_MS = 3_600_000
 
 
 @dataclass(slots=True)
@@ -116,6 +118,13 @@ class ModelQueue:
         for name in (None, tenant):
             self.drains[name] = drained(self.drains.get(name), now, since, tokens)
 
+    def forget_rates(self, now: int) -> None:
+        """Drop the rates of tenants that had nothing done for an hour, and what their jobs took."""
+        for name, drain in list(self.drains.items()):
+            if name is not None and drain.at_ms < now - _RATES_MS:
+                del self.drains[name]
+                self.fair.own.pop(name, None)
+
     def unbury(self, job_id: str) -> None:
         """The job is no dead letter any more, if it was one."""
         for letter in [letter for letter in self.dead if letter.job_id == job_id]:
@@ -161,6 +170,7 @@ def new_record(new: NewJob, now: int) -> Record:
         usage=Usage(),
         deadline_ms=new.deadline_ms,
         execution_timeout_ms=new.execution_timeout_ms,
+        webhook=new.webhook,
     )
     key_limits = new.key_limits if new.key_id else NO_LIMITS
     limits = limits_of(new.tenant, new.limits, new.key_id, key_limits)

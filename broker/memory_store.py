@@ -16,11 +16,23 @@ from broker.errors import (
     RateLimitedError,
 )
 from broker.forecast import RIVALS, Outlook, part_of_band, queue_wait_ms, tenant_wait_ms
-from broker.jobs import BANDS, Band, Event, EventType, Job, JobError, Outcome, Status, Usage
+from broker.jobs import (
+    BANDS,
+    STUB_S,
+    Band,
+    Event,
+    EventType,
+    Job,
+    JobError,
+    Outcome,
+    Status,
+    Usage,
+)
 from broker.memory_limits import Meters
 from broker.memory_state import Lease, ModelQueue, Named, Record
 from broker.policies import TenantPolicy, shedding_marks
 from broker.stats import DeadLetter, WorkerStatus
+from broker.webhooks.outbox import MOST_EVENTS, OutboxEvent
 from config.settings import Queue as QueueSettings
 
 
@@ -44,10 +56,16 @@ class MemoryStore:
         self._records: dict[str, Record] = {}
         self._queues: dict[str, ModelQueue] = {}
         self._policies: dict[str, TenantPolicy] = {}
+        #: Owners of jobs that were kept long enough.
+        self._expired: dict[str, str] = {}
         self._named: dict[tuple[str, str], Named] = {}
         self._meters = Meters()
         self._workers: dict[str, tuple[WorkerStatus, int]] = {}
         self._listeners: list[Callable[[str, Event], None]] = []
+        #: Ends of jobs that have a webhook or whose tenant is in `webhook_tenants`, oldest first.
+        self.outbox: list[OutboxEvent] = []
+        #: Tenants with endpoints.
+        self.webhook_tenants: set[str] = set()
 
     def subscribe(self, callback: Callable[[str, Event], None]) -> Callable[[], None]:
         """Have every published event told, in order, from whatever thread causes it.
@@ -68,6 +86,7 @@ class MemoryStore:
         record = self._records.get(job_id)
         if record and record.expires_ms is not None and record.expires_ms <= self._clock_ms():
             del self._records[job_id]
+            self._expired[job_id] = record.job.tenant
             return None
         return record
 
@@ -106,6 +125,30 @@ class MemoryStore:
             error=outcome.error,
             usage=outcome.usage,
         )
+        self._announce(record.job, now)
+        if record.job.erased_ms:
+            self._wipe(record)
+
+    def _wipe(self, record: Record) -> None:
+        """Take the content out of an ended job."""
+        record.job = replace(record.job, body=b"", metadata=b"{}", output=None, webhook=b"")
+        while len(record.log) > 1:
+            record.log.popleft()
+        record.text = ""
+        record.expires_ms = self._clock_ms() + STUB_S * 1000
+
+    def _announce(self, job: Job, now: int) -> None:
+        wanted = job.webhook or job.tenant in self.webhook_tenants
+        if wanted and len(self.outbox) < MOST_EVENTS:
+            event = OutboxEvent(
+                type=f"job.{job.status}",
+                tenant=job.tenant,
+                ms=now,
+                job=job.id,
+                seq=job.seq,
+                webhook=job.webhook.decode(),
+            )
+            self.outbox.append(event)
 
     def _unlease(self, state: ModelQueue, job: Job) -> Lease:
         state.running[job.tenant] -= 1
@@ -119,7 +162,7 @@ class MemoryStore:
         lease = self._unlease(state, job)
         if refund:
             record.refunds += 1
-            state.fair.settle(job.band, job.tenant, -lease.charged, policy.weight)
+            state.fair.settle(job.band, job.tenant, 0, lease.charged, policy.weight)
         state.unpark(job.tenant, policy.max_in_flight)
         if lease.cancel:
             self._finish(record, Outcome(status=Status.CANCELLED))

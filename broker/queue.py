@@ -37,6 +37,13 @@ class JobQueue(Protocol):
         """The job record. Raises `JobNotFoundError`, also when `tenant` isn't its owner."""
         ...
 
+    def was_kept(self, job_id: str, *, tenant: str) -> bool:
+        """Whether the tenant is still known to have had this job; for some time after it expired.
+
+        At most eight days from its submit; ids of expired jobs are dropped one by one.
+        """
+        ...
+
     def list_jobs(
         self,
         tenant: str,
@@ -60,6 +67,14 @@ class JobQueue(Protocol):
         self, job_ids: Sequence[str], *, tenant: str | None = None
     ) -> dict[str, CancelResult]:
         """Cancel many at once; ids without a job (of the tenant) are left out of the answer."""
+        ...
+
+    def erase(self, job_id: str, *, tenant: str | None = None) -> bool:
+        """Cancel a job that hasn't ended, and erase prompt, output, text and metadata.
+
+        A stub without content stays for eight days. False: its worker has to stop first; what it
+        still brings is dropped. Raises `JobNotFoundError`.
+        """
         ...
 
     def retry(self, job_id: str, *, tenant: str | None = None, deadline_ms: int = 0) -> Accepted:
@@ -87,12 +102,20 @@ class JobQueue(Protocol):
         ...
 
     # -- working side -----------------------------------------------------------------------------
-    def claim(self, queue: str, owner: str, *, limit: int = 1) -> list[Claim]:
+    def claim(
+        self, queue: str, owner: str, *, limit: int = 1, batch_room: int | None = None
+    ) -> list[Claim]:
         """Lease up to `limit` jobs in fair order, after taking back expired leases and due delays.
+
+        At most `batch_room` of them are batch jobs (None: any number).
 
         A job whose attempts are used up is failed (`max_attempts`) and kept as a dead letter; one
         that waited beyond its deadline expires without being leased, wherever it stood.
         """
+        ...
+
+    def wake(self, queue: str, owner: str) -> None:
+        """Let a worker that waits for other work know that it has room for batch jobs again."""
         ...
 
     def renew(
@@ -131,6 +154,14 @@ class JobQueue(Protocol):
         """Do what a claim does before it leases; requeue jobs found nowhere; heal the bell.
 
         Returns how many were put back.
+        """
+        ...
+
+    def count_claimable(self, queue: str, most: int) -> int:
+        """How many jobs could be claimed now, up to `most`; does first what a claim does first.
+
+        For brokers that announce jobs one by one (`broker.tickets`). A tenant whose cap was lowered
+        below what it runs counts for one job until the next claim finds out.
         """
         ...
 

@@ -49,6 +49,10 @@ class ReadingCalls:
 
         return Call((("HGETALL", keys.job(job_id)),), decode)
 
+    def was_kept(self, job_id: str, tenant: str) -> Call[bool]:
+        command = ("ZSCORE", keys.tenant_jobs(tenant), job_id)
+        return Call((command,), lambda replies, _: replies[0] is not None)
+
     def events(self, job_id: str, after: int) -> Call[tuple[list[Event], bool]]:
         def decode(replies: list[Any], _: bool) -> tuple[list[Event], bool]:
             if not replies[0]:

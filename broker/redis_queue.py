@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import redis
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import NoScriptError, ReadOnlyError, RedisError, ResponseError
 
 from broker.async_queue import AsyncRedisQueue
 from broker.call import Call
@@ -53,6 +53,11 @@ class RedisQueue:
                 if type(error) is not RedisConnectionError or repeated or not call.repeatable:
                     raise translate(error) from error
                 repeated = True
+            except ReadOnlyError as error:
+                # Nothing was written, and that connection is given up.
+                if repeated:
+                    raise translate(error) from error
+                repeated = True
             except (RedisError, OSError) as error:
                 raise translate(error) from error
             else:
@@ -63,11 +68,15 @@ class RedisQueue:
         try:
             connection.send_packed_command([pack(commands)])
             replies: list[Any] = []
+            demoted = False
             for _ in commands:
                 try:
                     replies.append(connection.read_response())
                 except ResponseError as error:
                     replies.append(error)
+                    demoted = demoted or isinstance(error, ReadOnlyError)
+            if demoted:  # it was the primary; whoever is now is found by connecting
+                connection.disconnect()
         except BaseException:
             # Answers may be left on the wire.
             connection.disconnect()
@@ -82,6 +91,9 @@ class RedisQueue:
 
     def get(self, job_id: str, *, tenant: str | None = None) -> Job:
         return self._run(self._calls.get(job_id, tenant))
+
+    def was_kept(self, job_id: str, *, tenant: str) -> bool:
+        return self._run(self._calls.was_kept(job_id, tenant))
 
     def list_jobs(
         self,
@@ -125,6 +137,9 @@ class RedisQueue:
             results.update(batch)
         return results
 
+    def erase(self, job_id: str, *, tenant: str | None = None) -> bool:
+        return self._run(self._calls.erase(job_id, tenant))
+
     def retry(self, job_id: str, *, tenant: str | None = None, deadline_ms: int = 0) -> Accepted:
         return self._run(self._calls.retry(job_id, tenant, deadline_ms))
 
@@ -138,15 +153,22 @@ class RedisQueue:
         return self._run(self._calls.text(job_id))
 
     # -- working side -----------------------------------------------------------------------------
-    def claim(self, queue: str, owner: str, *, limit: int = 1) -> list[Claim]:
-        return self._run(self._calls.claim(queue, owner, limit))
+    def claim(
+        self, queue: str, owner: str, *, limit: int = 1, batch_room: int | None = None
+    ) -> list[Claim]:
+        return self._run(self._calls.claim(queue, owner, limit, batch_room))
 
-    def claim_command(self, queue: str, owner: str, limit: int) -> list[Arg]:
+    def wake(self, queue: str, owner: str) -> None:
+        self._run(self._calls.wake(queue, owner))
+
+    def claim_command(
+        self, queue: str, owner: str, limit: int, batch_room: int | None = None
+    ) -> list[Arg]:
         """The claim as one command, for a caller that sends it on a connection of its own.
 
         The reply goes through `decode_claims`; NOSCRIPT asks for `load_scripts` and a repeat.
         """
-        return list(self._calls.claim(queue, owner, limit).commands[0])
+        return list(self._calls.claim(queue, owner, limit, batch_room).commands[0])
 
     def decode_claims(self, queue: str, reply: list[Any]) -> list[Claim]:
         return self._calls.decode_claims(queue, reply)
@@ -182,6 +204,9 @@ class RedisQueue:
 
     def sweep(self, queue: str) -> int:
         return self._run(self._calls.sweep(queue))
+
+    def count_claimable(self, queue: str, most: int) -> int:
+        return self._run(self._calls.count_claimable(queue, most))
 
     # -- dead letters -----------------------------------------------------------------------------
     def dead_letters(

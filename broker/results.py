@@ -128,16 +128,20 @@ class EventHub:
         self._wake.set()
 
     async def _run(self) -> None:
-        pause = BACKOFF_S[0]
+        pause, lost = BACKOFF_S[0], False
         while True:
             connection = self._pool.make_connection()
             try:
                 await connection.connect()
                 pause = BACKOFF_S[0]
+                if lost:
+                    lost = False
+                    log.info("event_hub_connected")
                 self._subscribe_again()
                 await self._serve(connection)
             except (RedisError, OSError) as error:
-                if not self._down:
+                if not lost:
+                    lost = True
                     log.warning("event_hub_disconnected", error=str(error))
             finally:
                 await connection.disconnect(nowait=True)

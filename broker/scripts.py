@@ -15,8 +15,9 @@ from importlib import resources
 from broker.drain import FADING_MS
 from broker.fairness import LEAST_TOKENS, MEMORY
 from broker.forecast import RIVALS
-from broker.jobs import BAND_SHARES, BANDS
+from broker.jobs import BAND_SHARES, BANDS, STUB_S
 from broker.limits import MINUTE_MS, TOLERANCE_MS
+from broker.webhooks.outbox import MOST_EVENTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,18 +28,28 @@ class Script:
     sha: bytes
 
 
-def _constants() -> str:
+def _constants(script: str) -> str:
+    """Those that the script names: tables would be made anew in each run."""
     names = ", ".join(f"'{band}'" for band in BANDS)
     shares = ", ".join(f"{band} = {share!r}" for band, share in BAND_SHARES.items())
     places = ", ".join(f"{band} = {n}" for n, band in enumerate(BANDS, 1))
-    state = ", ".join(f"'{part}:{band}'" for part in ("V", "lag") for band in BANDS)
-    return (
-        f"local BANDS = {{{names}}}\nlocal SHARE = {{{shares}}}\n"
-        f"local PLACE = {{{places}}}\nlocal STATE = {{{state}}}\n"
-        f"local MEMORY, LEAST_TOKENS = {MEMORY!r}, {LEAST_TOKENS!r}\n"
-        f"local FADING_MS, RIVALS = {FADING_MS!r}, {RIVALS!r}\n"
-        f"local MINUTE_MS, TOLERANCE_MS = {MINUTE_MS!r}, {TOLERANCE_MS!r}\n"
-    )
+    state = ", ".join(f"'{part}:{band}'" for part in ("V", "lag", "due") for band in BANDS)
+    values = {
+        "BANDS": f"{{{names}}}",
+        "SHARE": f"{{{shares}}}",
+        "PLACE": f"{{{places}}}",
+        "STATE": f"{{{state}}}",
+        "MEMORY": repr(MEMORY),
+        "LEAST_TOKENS": repr(LEAST_TOKENS),
+        "FADING_MS": repr(FADING_MS),
+        "RIVALS": repr(RIVALS),
+        "STUB_S": repr(STUB_S),
+        "MINUTE_MS": repr(MINUTE_MS),
+        "WEBHOOK_EVENTS": repr(MOST_EVENTS),
+        "TOLERANCE_MS": repr(TOLERANCE_MS),
+    }
+    named = set(re.findall(r"[A-Z_]+", script))
+    return "".join(f"local {name} = {value}\n" for name, value in values.items() if name in named)
 
 
 #: A function of the prelude: its name and its whole text.
@@ -64,8 +75,11 @@ def _needed(prelude: str, verb: str) -> str:
 def _load(name: str) -> Script:
     folder = resources.files("broker") / "lua"
     prelude = (folder / "_prelude.lua").read_text(encoding="utf-8")
+    if name.startswith("webhook_"):
+        prelude += (folder / "_webhooks.lua").read_text(encoding="utf-8")
     flags, _, verb = (folder / f"{name}.lua").read_text(encoding="utf-8").partition("\n")
-    source = f"{flags}\n{_constants()}{_needed(prelude, verb)}{verb}".encode()
+    body = _needed(prelude, verb) + verb
+    source = f"{flags}\n{_constants(body)}{body}".encode()
     return Script(name, source, hashlib.sha1(source, usedforsecurity=False).hexdigest().encode())
 
 
@@ -76,12 +90,14 @@ COMPLETE = _load("complete")
 REQUEUE = _load("requeue")
 RELEASE_OWNER = _load("release_owner")
 CANCEL = _load("cancel")
+ERASE = _load("erase")
 RETRY = _load("retry")
 DEAD_LETTERS = _load("dead_letters")
 REPLAY_DEAD = _load("replay_dead")
 PURGE_DEAD = _load("purge_dead")
 EMIT = _load("emit")
 SWEEP = _load("sweep")
+COUNT_CLAIMABLE = _load("count_claimable")
 SET_POLICY = _load("set_policy")
 SET_MODE = _load("set_mode")
 POSITION = _load("position")
@@ -89,6 +105,12 @@ LEASES = _load("leases")
 STATS = _load("stats")
 TENANT_QUEUE = _load("tenant_queue")
 LIST_JOBS = _load("list_jobs")
+CONVERSE = _load("converse")
+WEBHOOK_PUT = _load("webhook_put")
+WEBHOOK_CLAIM = _load("webhook_claim")
+WEBHOOK_RECORD = _load("webhook_record")
+WEBHOOK_AGAIN = _load("webhook_again")
+WEBHOOK_MIRROR = _load("webhook_mirror")
 
 ALL: tuple[Script, ...] = (
     ENQUEUE,
@@ -98,12 +120,14 @@ ALL: tuple[Script, ...] = (
     REQUEUE,
     RELEASE_OWNER,
     CANCEL,
+    ERASE,
     RETRY,
     DEAD_LETTERS,
     REPLAY_DEAD,
     PURGE_DEAD,
     EMIT,
     SWEEP,
+    COUNT_CLAIMABLE,
     SET_POLICY,
     SET_MODE,
     POSITION,
@@ -111,4 +135,10 @@ ALL: tuple[Script, ...] = (
     STATS,
     TENANT_QUEUE,
     LIST_JOBS,
+    CONVERSE,
+    WEBHOOK_PUT,
+    WEBHOOK_CLAIM,
+    WEBHOOK_RECORD,
+    WEBHOOK_AGAIN,
+    WEBHOOK_MIRROR,
 )

@@ -9,6 +9,10 @@ that came back full, or a second without a ring (which heals a lost one, and tak
 leases) makes the next command on that connection a claim. A claim asks for one job at first and
 for twice as many while work keeps coming, so that a short queue spreads over idle workers and a
 long one costs few round trips.
+
+Batch jobs may fill a part of the slots only. A worker that has no room for more of them passes
+batch work on to others by a bell of its own (`bell:batch`), which it doesn't wait for itself; the
+end of one of its batch jobs wakes it.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from redis.exceptions import NoScriptError, ReadOnlyError, ResponseError
 from broker import keys, leases
 from broker.errors import BrokerError
 from broker.jobs import Claim
+from broker.sentinel import Primary, PrimaryConnection, PrimarySSLConnection
 from broker.transport_messages import JobMessage, delivery_tag
 from broker.transport_qos import QoS
 from config.logs import get_logger
@@ -45,7 +50,9 @@ class NotForMessagesError(BrokerError):
 class ClaimWire(Protocol):
     """What the transport needs of a queue to claim on a connection of its own."""
 
-    def claim_command(self, queue: str, owner: str, limit: int) -> list[bytes | str | int]: ...
+    def claim_command(
+        self, queue: str, owner: str, limit: int, batch_room: int | None = None
+    ) -> list[bytes | str | int]: ...
 
     def decode_claims(self, queue: str, reply: Any) -> list[Claim]: ...
 
@@ -60,9 +67,12 @@ class Channel(redis.Channel):  # type: ignore[misc]
         *redis.Channel.from_transport_options,
         "model_queues",
         "claim_batch",
+        "primary",
     )
     model_queues: frozenset[str] = frozenset()
     claim_batch: int = CLAIM_BATCH
+    #: Finds the server, where Sentinels watch over it.
+    primary: Primary | None = None
 
     #: The model queue this channel consumes.
     model_queue: str | None = None
@@ -146,15 +156,23 @@ class Channel(redis.Channel):  # type: ignore[misc]
         registry = leases.current()
         free = self.qos.can_consume_max_estimate()
         self._asked = max(1, min(self._limit, free, self.claim_batch))
-        self._send(_wire(registry).claim_command(queue, registry.owner, self._asked))
+        room = registry.batch_room()
+        self._send(_wire(registry).claim_command(queue, registry.owner, self._asked, room))
 
     def _send_brpop(self, queue: str, accepting: bool, timeout: int) -> None:
         others = [q for q in self._queue_cycle.consume(len(self.active_queues)) if q != queue]
         stock = [self._q_for_pri(q, step) for step in self.priority_steps for q in others]
-        awaited = [keys.bell(queue), *stock] if accepting else stock
+        awaited = [*self._bells(queue), *stock] if accepting else stock
         if awaited:
             self._asked = 0
             self._send(["BRPOP", *awaited, timeout])
+
+    @staticmethod
+    def _bells(queue: str) -> list[str]:
+        registry = leases.current()
+        if registry.wait_for_room():
+            return [keys.bell(queue), keys.wake(queue, registry.owner)]
+        return [keys.bell(queue), keys.batch_bell(queue)]
 
     def _send(self, command: list[Any]) -> None:
         self._in_poll = self.client.connection
@@ -172,7 +190,8 @@ class Channel(redis.Channel):  # type: ignore[misc]
                 self._due = True
                 raise Empty
             key, item = reply[0].decode(), reply[1]
-            if key == keys.bell(self.model_queue):
+            # A bell, or a wake-up.
+            if key.startswith(keys.base(self.model_queue)):
                 self._due = True
                 raise Empty
             queue = key.rsplit(self.sep, 1)[0]
@@ -267,7 +286,12 @@ class Channel(redis.Channel):  # type: ignore[misc]
 
     def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
         """RESP2, as all of Forebay's clients: replies look the same everywhere."""
+        if self.primary is not None:
+            self.connection_class = PrimaryConnection
+            self.connection_class_ssl = PrimarySSLConnection
         params: dict[str, Any] = super()._connparams(asynchronous=asynchronous)
+        if self.primary is not None:
+            params |= self.primary.options
         return params | {"protocol": 2}
 
 
@@ -292,6 +316,10 @@ class Transport(redis.Transport):  # type: ignore[misc]
     """kombu's Redis transport with `Channel`."""
 
     Channel = Channel
+
+    #: Refusals (READONLY, OOM, MISCONF…) count as a lost connection. Else one that meets the worker
+    #: while it connects or declares its queues would end it.
+    connection_errors = (*redis.Transport.connection_errors, ResponseError)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

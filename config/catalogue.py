@@ -13,7 +13,7 @@ from config.settings import SettingsError
 
 #: Paths of the API that each kind of model serves.
 ENDPOINTS: dict[str, tuple[str, ...]] = {
-    "chat": ("/v1/chat/completions", "/v1/completions"),
+    "chat": ("/v1/chat/completions", "/v1/completions", "/v1/responses"),
     "embedding": ("/v1/embeddings",),
 }
 

@@ -21,6 +21,8 @@ from pydantic import (
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from pydantic_settings.exceptions import SettingsError as _SourceError
 
+from config.sentinel import SentinelUrl
+
 PREFIX = "FOREBAY_"
 
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -40,12 +42,26 @@ class _Section(BaseModel):
 class Redis(_Section):
     """Where jobs live: one Redis >= 7 or Valkey primary."""
 
-    #: `redis://`, `rediss://` or `unix://` URL; a password in it is never printed.
+    #: `redis://`, `rediss://` or `unix://` URL, or with Sentinels
+    #: `redis+sentinel://host:port,host:port/service/db`; a password in it is never printed.
     url: SecretStr = SecretStr("redis://127.0.0.1:6379/0")
     #: Longest wait for one answer.
     timeout_s: Seconds = 5.0
     #: Connections one API process may hold for commands.
     max_connections: Positive = 64
+
+    @field_validator("url")
+    @classmethod
+    def _known_scheme(cls, value: SecretStr) -> SecretStr:
+        url = value.get_secret_value()
+        if SentinelUrl.matches(url):
+            SentinelUrl.parse(url)
+        elif not url.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError(
+                "must start with redis://, rediss://, unix://, redis+sentinel:// or "
+                "rediss+sentinel://"
+            )
+        return value
 
 
 class Database(_Section):
@@ -82,10 +98,24 @@ class Api(_Section):
     read_timeout_s: Seconds = 60.0
     #: A reader that takes nothing of its answer for this long is cut off.
     write_timeout_s: Seconds = 30.0
+    #: An idle connection is closed after this; longer than what a proxy in front keeps its own.
+    keepalive_timeout_s: Seconds = 75.0
+    #: Origins whose pages may call the API, separated by commas, or `*`; empty: none.
+    cors_origins: str = ""
+    #: How long a job with `store: false` can be read once it has ended.
+    unstored_ttl_s: Positive = 300
+    #: How long a stored response can be read and continued once it has ended.
+    response_ttl_s: Positive = 604_800
+    #: A conversation is kept for this long after its last change.
+    conversation_ttl_s: Positive = 2_592_000
     #: Time given to open requests at shutdown.
     shutdown_grace_s: Seconds = 8.0
     #: Interval of `: ping` comments on an event stream.
     ping_interval_s: Seconds = 15.0
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        return tuple(filter(None, map(str.strip, self.cors_origins.split(","))))
 
 
 class Auth(_Section):
@@ -101,6 +131,8 @@ class Auth(_Section):
     key_env: Annotated[str, Field(pattern=r"^[a-z]{2,10}$")] = "live"
     #: Longest a change made by another process stays unseen when its notice was lost.
     refresh_s: Annotated[float, Field(gt=0, le=5)] = 3.0
+    #: Failed logins an address, and a key prefix, may have in each API process; beyond them 429.
+    failures_per_minute: Positive = 60
 
 
 class Jwt(_Section):
@@ -131,17 +163,25 @@ class Jwt(_Section):
 class Queue(_Section):
     """Leases, bounds and lifetimes of jobs."""
 
+    #: `amqp://` or `amqps://` URL of a RabbitMQ over which workers get their turns; empty: over the
+    #: Redis that holds the jobs, at 1.5 times the rate. A password in it is never printed.
+    broker_url: SecretStr = SecretStr("")
     #: A job whose worker is silent for this long is given to another one.
     lease_ttl_s: Seconds = 10.0
     renew_every_s: Seconds = 3.0
     #: Jobs taken by one claim at most.
     claim_batch: Annotated[int, Field(ge=1, le=64)] = 4
+    #: Part of a worker's slots that batch jobs may fill (one slot at least); the rest stays free
+    #: for more urgent ones, which then needn't wait for a batch job to end.
+    batch_slots: Annotated[float, Field(ge=0.1, le=1)] = 0.75
     #: Starts a job may have, crashes included.
     max_attempts: Annotated[int, Field(ge=1, le=100)] = 3
     #: How long a finished job can be read.
     result_ttl_s: Positive = 86_400
     #: Queued jobs one model queue may hold, all tenants together.
     max_queued_total: Positive = 1_000_000
+    #: Replicas that must have a new job before it is answered with 202; without them 503.
+    await_replicas: Annotated[int, Field(ge=0, le=16)] = 0
     #: Parts of that at which new jobs of a band are refused: the least urgent first.
     shed_batch_at: Part = 0.8
     shed_standard_at: Part = 0.9
@@ -151,11 +191,52 @@ class Queue(_Section):
     default_max_in_flight: Positive = 64
     default_max_queued: Positive = 10_000
 
+    @field_validator("broker_url")
+    @classmethod
+    def _known_broker(cls, value: SecretStr) -> SecretStr:
+        url = value.get_secret_value()
+        if url and not url.startswith(("amqp://", "amqps://")):
+            raise ValueError("must be empty or start with amqp:// or amqps://")
+        return value
+
     @model_validator(mode="after")
     def _in_order(self) -> Queue:
         if not self.shed_batch_at <= self.shed_standard_at <= self.shed_interactive_at:
             raise ValueError("SHED_BATCH_AT, SHED_STANDARD_AT and SHED_INTERACTIVE_AT must rise")
         return self
+
+
+class Files(_Section):
+    """Uploaded files and results of batches, on disk."""
+
+    #: Folder; empty means `files` in the data folder. API processes that share a database share it.
+    dir: str = ""
+    #: Largest upload; above it 413.
+    max_bytes: Positive = 200 * 1024 * 1024
+    #: Bytes a tenant may keep; uploads beyond are refused, results of batches are not.
+    quota_bytes: Positive = 10 * 1024 * 1024 * 1024
+    #: Longest an upload may take, however steadily it comes.
+    upload_timeout_s: Seconds = 3600.0
+
+
+class Batches(_Section):
+    """Batches of requests from a file."""
+
+    #: Batches one API process drives at once; 0: it leaves them to others.
+    concurrency: Annotated[int, Field(ge=0, le=64)] = 4
+    #: Jobs of one batch that wait or run at once, at most.
+    window: Annotated[int, Field(ge=1, le=2_000)] = 256
+    #: Lines of one batch.
+    max_lines: Positive = 50_000
+    #: Batches of a tenant that have not ended.
+    max_unfinished: Positive = 100
+    #: How long the job of a line can be read after its end; one that nobody collected within this
+    #: time, because no API process ran, is run again.
+    result_ttl_s: Annotated[int, Field(ge=60)] = 3600
+    #: A batch whose process is silent for this long goes to another one.
+    lease_s: Annotated[float, Field(ge=1, le=600)] = 10.0
+    #: How often a process looks for batches that nobody drives.
+    poll_s: Annotated[float, Field(gt=0, le=60)] = 2.0
 
 
 class Worker(_Section):
@@ -212,6 +293,49 @@ class Models(_Section):
     cache_dir: str = ""
 
 
+class Webhooks(_Section):
+    """Messages to the tenants' own servers."""
+
+    #: Secrets of endpoints are derived from it; empty: from the pepper, which then can't be changed
+    #: without changing them.
+    key: SecretStr = SecretStr("")
+    #: In development: 127.0.0.1 and ::1 may be sent to.
+    allow_loopback: bool = False
+    #: Longest one attempt may take.
+    timeout_s: Annotated[float, Field(gt=0, le=60)] = 10.0
+    #: Seconds before each attempt, counted from the one before.
+    retry_s: str = "0 5 300 1800 7200 18000 36000 50400 72000 86400"
+    #: An endpoint that fails for this long is disabled.
+    disable_after_s: Seconds = 432_000.0
+    #: Endpoints of a tenant.
+    max_endpoints: Annotated[int, Field(ge=1, le=100)] = 10
+    #: Deliveries being sent: in all (a tenant has half of it), and to one endpoint.
+    max_in_flight: Annotated[int, Field(ge=1, le=512)] = 32
+    max_in_flight_per_endpoint: Annotated[int, Field(ge=1, le=512)] = 8
+    #: Deliveries that may wait for one endpoint; what comes then is discarded, and logged as such.
+    max_pending: Positive = 10_000
+    #: Largest message; an output that makes it larger is left out.
+    max_body_bytes: Annotated[int, Field(ge=4096, le=1_048_576)] = 20_000
+    #: Deliveries in the log of an endpoint, and how long ended ones are kept.
+    log_entries: Annotated[int, Field(ge=1, le=10_000)] = 1000
+    log_ttl_s: Positive = 604_800
+
+    @field_validator("retry_s")
+    @classmethod
+    def _waits(cls, value: str) -> str:
+        try:
+            waits = [float(part) for part in value.split()]
+        except ValueError:
+            raise ValueError("must be numbers separated by blanks") from None
+        if not 1 <= len(waits) <= 50 or not all(0 <= wait <= 604_800 for wait in waits):
+            raise ValueError("must be 1 to 50 numbers from 0 to 604800")
+        return value
+
+    @property
+    def retry_plan(self) -> tuple[float, ...]:
+        return tuple(float(part) for part in self.retry_s.split())
+
+
 class Log(_Section):
     """Log lines on stderr."""
 
@@ -244,10 +368,13 @@ class Settings(BaseSettings):
     auth: Auth = Auth()
     jwt: Jwt = Jwt()
     queue: Queue = Queue()
+    files: Files = Files()
+    batches: Batches = Batches()
     worker: Worker = Worker()
     simulated: Simulated = Simulated()
     flower: Flower = Flower()
     models: Models = Models()
+    webhooks: Webhooks = Webhooks()
     log: Log = Log()
 
 

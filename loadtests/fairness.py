@@ -32,7 +32,7 @@ HOARD = 10_000
 NEWCOMERS = 5
 NAP_MS = 5.0
 
-#: The flood: a batch tenant may hold all slots but these.
+#: The flood: slots that the queue keeps free of batch jobs, and that a tenant's cap may.
 FLOOD_SLOTS, HEADROOM = 32, 8
 FLOOD_STEP_MS = 10.0
 FLOOD_ROUNDS, FLOOD_WINDOW_S = 3, 5.0
@@ -49,6 +49,7 @@ BARS = (
     Bar(figure="batch_share_ratio", relation="at least", limit=0.95),
     Bar(figure="uneven_batch_share_ratio", relation="at least", limit=0.95),
     Bar(figure="interactive_p95_ratio", relation="at most", limit=1.2),
+    Bar(figure="interactive_p95_ratio_capped", relation="at most", limit=1.2),
 )
 
 Part = Callable[[Lab], tuple[dict[str, float], str]]
@@ -326,7 +327,7 @@ def flood(lab: Lab) -> tuple[dict[str, float], str]:
     titles = {
         "": "no batch jobs",
         "capped": f"flood of a tenant capped at {most} of {FLOOD_SLOTS} slots",
-        "unbounded": f"flood of a tenant that may hold all {FLOOD_SLOTS} slots",
+        "unbounded": f"flood of a tenant without a cap below the {FLOOD_SLOTS} slots",
     }
     rows = [
         [
@@ -340,11 +341,11 @@ def flood(lab: Lab) -> tuple[dict[str, float], str]:
     headings = ["interactive jobs of 16 tokens", "wait p50 ms", "p95 ms"]
     headings += ["to the end p50 ms", "p95 ms", "p95 x idle"]
     figures = {
-        "interactive_p95_ratio": _ratio(whole["capped"], whole[""]),
-        "interactive_p95_ratio_no_headroom": _ratio(whole["unbounded"], whole[""]),
+        "interactive_p95_ratio": _ratio(whole["unbounded"], whole[""]),
+        "interactive_p95_ratio_capped": _ratio(whole["capped"], whole[""]),
         "interactive_wait_p95_ms_idle": _pooled(waits[""], 95),
-        "interactive_wait_p95_ms": _pooled(waits["capped"], 95),
-        "interactive_wait_p95_ms_no_headroom": _pooled(waits["unbounded"], 95),
+        "interactive_wait_p95_ms": _pooled(waits["unbounded"], 95),
+        "interactive_wait_p95_ms_capped": _pooled(waits["capped"], 95),
     }
     return figures, table(headings, rows)
 

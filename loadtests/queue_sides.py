@@ -127,9 +127,9 @@ def _result_keys(ids: Sequence[str]) -> list[str]:
 class Forebay:
     """Our worker on our transport with the simulated engine; the whole life of a job is run."""
 
-    def __init__(self, lab: Lab, *, step_ms: float = 0.0) -> None:
-        self.label = "Forebay"
-        name = f"forebay-{step_ms:g}"
+    def __init__(self, lab: Lab, *, step_ms: float = 0.0, broker_url: str = "") -> None:
+        self.label = "Forebay, tickets over RabbitMQ" if broker_url else "Forebay"
+        name = f"forebay-{step_ms:g}{'-tickets' if broker_url else ''}"
         url = lab.redis(name=f"valkey-{name}")
         self._redis = redis.Redis.from_url(url)
         self._queue = RedisQueue(self._redis, Queue())
@@ -140,7 +140,10 @@ class Forebay:
             python("workers", "--model", MODEL),
             name=name,
             core=SERVER_CORE,
-            env=worker_env(url, capacity=THREADS, step_ms=step_ms),
+            env={
+                **worker_env(url, capacity=THREADS, step_ms=step_ms),
+                "FOREBAY_QUEUE__BROKER_URL": broker_url,
+            },
         )
         self.fill(1)
         until(lambda: self.left() == 0, what=f"{self.label} to work", child=self.child)

@@ -6,18 +6,24 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
+from api.accounts import schema
+from api.accounts.database import make_engine
+from api.accounts.records import Tenant
+from api.accounts.store import AccountStore
 from api.app import make_app
 from api.auth.errors import AuthenticationError, Reason
 from api.auth.principal import Principal
 from api.protocol import ApiRunner
 from broker.async_queue import AsyncRedisQueue
 from broker.connections import connect, connect_async
+from broker.conversations import MemoryConversations, RedisConversations
 from broker.errors import BrokerUnavailableError
 from broker.jobs import Claim, Delta, JobError, Outcome, Status, Usage
 from broker.policies import TenantPolicy
@@ -170,7 +176,7 @@ class Worker:
             )
 
     def _finish(self, claim: Claim, text: str) -> None:
-        chat = claim.job.endpoint == "/v1/chat/completions"
+        chat = claim.job.endpoint in ("/v1/chat/completions", "/v1/responses")
         choice: dict[str, Any] = {"index": 0, "logprobs": None, "finish_reason": "stop"}
         if chat:
             choice["message"] = {"role": "assistant", "content": text}
@@ -238,11 +244,28 @@ class Api:
 
 @asynccontextmanager
 async def serving(
-    settings: Settings, queue: JobQueue, async_queue: Any, hub: Any, *, key: str = "a"
+    settings: Settings,
+    queue: JobQueue,
+    async_queue: Any,
+    hub: Any,
+    *,
+    key: str = "a",
+    conversations: Any = None,
+    storage: bool = False,
+    webhooks: Any = None,
 ) -> AsyncIterator[Api]:
     noticed = Noticed(async_queue)
     accounts = Accounts()
-    app = make_app(settings, MODELS, queue=noticed, hub=hub, authenticator=accounts)
+    app = make_app(
+        settings,
+        MODELS,
+        queue=noticed,
+        hub=hub,
+        authenticator=accounts,
+        conversations=conversations or MemoryConversations(),
+        storage=storage,
+        webhooks=webhooks,
+    )
     worker = Worker(queue, noticed.bell)
     working = asyncio.create_task(worker.run())
     server = _Server(app)
@@ -255,15 +278,35 @@ async def serving(
             await working
 
 
+def make_database(settings: Settings) -> None:
+    """The accounts database with the tenants of `Accounts`; files and batches refer to them."""
+    engine = make_engine(settings.database)
+    schema.upgrade(engine)
+    now = datetime.now(UTC)
+    for name in ("a", "b"):
+        tenant = Tenant(
+            id=f"ten_{name}", name=name, policy=TenantPolicy(), created_at=now, updated_at=now
+        )
+        AccountStore(engine).add_tenant(tenant)
+    engine.dispose()
+
+
 @asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[Api]:
+async def running(settings: Settings, *, webhooks: Any = None) -> AsyncIterator[Api]:
     """The API on a real server."""
     client = connect(settings.redis)
     async with connect_async(settings.redis) as async_client:
         hub = EventHub(async_client)
         await hub.start()
         queue = AsyncRedisQueue(async_client, settings.queue)
-        async with serving(settings, RedisQueue(client, settings.queue), queue, hub) as api:
+        async with serving(
+            settings,
+            RedisQueue(client, settings.queue),
+            queue,
+            hub,
+            conversations=RedisConversations(async_client, ttl_s=60),
+            webhooks=webhooks,
+        ) as api:
             yield api
         await hub.stop()
     client.close()

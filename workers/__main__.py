@@ -1,6 +1,7 @@
 """`python -m workers`: run a worker, or look after the model cache.
 
 python -m workers --model NAME [--name N]   run one worker process
+python -m workers webhooks                  run one process that sends webhooks
 python -m workers pull NAME…                fetch and convert models; JSON progress lines
 python -m workers list                      catalogue and cache as JSON
 """
@@ -31,6 +32,8 @@ def main(argv: list[str] | None = None) -> int:
             return _pull(settings, models, arguments.names)
         if arguments.command == "list":
             return _list(settings, models)
+        if arguments.command == "webhooks":
+            return _webhooks(settings)
         if arguments.model is None:
             raise SettingsError("name a model: python -m workers --model NAME")
         spec = _known(models, arguments.model)
@@ -51,6 +54,18 @@ def main(argv: list[str] | None = None) -> int:
     except SourceError as error:
         print(error, file=sys.stderr)
         return 1
+
+
+def _webhooks(settings: Settings) -> int:
+    """Raises `SettingsError` when there is no key to sign with."""
+    logs.configure(settings.log, process="webhooks")
+    objection = _objection(settings)
+    if objection is not None:
+        print(objection, file=sys.stderr)
+        return 2
+    from workers.webhooks.process import WebhookProcess
+
+    return WebhookProcess(settings).run()
 
 
 def _objection(settings: Settings) -> str | None:
@@ -77,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     pull = commands.add_parser("pull", help="fetch and convert models")
     pull.add_argument("names", nargs="+", metavar="NAME")
     commands.add_parser("list", help="catalogue and cache as JSON")
+    commands.add_parser("webhooks", help="send webhooks")
     return parser
 
 

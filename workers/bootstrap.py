@@ -13,6 +13,8 @@ import socket
 import time
 from collections.abc import Callable
 
+import redis
+
 from broker.app import make_app
 from broker.cancels import CancelListener
 from broker.connections import connect
@@ -20,6 +22,7 @@ from broker.leases import LeaseRegistry
 from broker.leases import install as install_registry
 from broker.redis_queue import RedisQueue
 from broker.stats import WorkerStatus
+from broker.tickets import TicketIssuer, TicketOffice
 from config.catalogue import ModelSpec
 from config.logs import get_logger
 from config.settings import Settings
@@ -28,6 +31,7 @@ from workers.engine import Engine
 from workers.metrics import WorkerMetrics
 from workers.publisher import DeltaPublisher
 from workers.runner import Runner
+from workers.turns import Turns
 
 log = get_logger(__name__)
 
@@ -95,7 +99,7 @@ class WorkerProcess:
         settings, spec = self._settings, self._spec
         label = "simulated" if settings.worker.engine == "simulated" else "transformers"
         metrics = WorkerMetrics(spec.name, label)
-        _serve_metrics(settings)
+        serve_metrics(settings)
         client = connect(settings.redis)
         queue = RedisQueue(client, settings.queue)
         registry = LeaseRegistry(
@@ -107,6 +111,7 @@ class WorkerProcess:
             status=self._status,
             healthy=self._healthy,
             grace_s=settings.worker.grace_s,
+            batch_slots=self._batch_slots,
         )
         install_registry(registry)
         registry.start()
@@ -116,6 +121,7 @@ class WorkerProcess:
             queue, spec.name, interval_s=settings.worker.flush_interval_ms / 1000
         )
         publisher.start()
+        issuer: TicketIssuer | None = None
         try:
             begun = time.monotonic()
             engine = make_engine(
@@ -134,7 +140,11 @@ class WorkerProcess:
                 publisher=publisher,
                 metrics=metrics,
             )
-            tasks.install(runner)
+            if settings.queue.broker_url.get_secret_value():
+                tasks.install(runner, Turns(registry, runner, metrics))
+                issuer = self._issue_tickets(client, queue, metrics)
+            else:
+                tasks.install(runner)
             self._state = "ready"
             registry.announce()
             log.info(
@@ -146,6 +156,8 @@ class WorkerProcess:
             )
             self._consume()
         finally:
+            if issuer is not None:
+                issuer.stop()
             publisher.stop()
             registry.stop()
             cancels.stop()
@@ -153,6 +165,15 @@ class WorkerProcess:
                 self._engine.stop()
         log.info("worker_stopped", model=spec.name)
         return 1 if self._dead else 0
+
+    def _issue_tickets(
+        self, client: redis.Redis, queue: RedisQueue, metrics: WorkerMetrics
+    ) -> TicketIssuer:
+        model = self._spec.name
+        office = TicketOffice(self._settings.queue, model)
+        issuer = TicketIssuer(office, client, queue, model, metrics.tickets_issued)
+        issuer.start()
+        return issuer
 
     def _consume(self) -> None:
         """Hand over to Celery until it is told to stop; it drains the registry by itself."""
@@ -167,7 +188,7 @@ class WorkerProcess:
         worker = app.Worker(
             hostname=f"{self._name}@{self._hostname}",
             concurrency=self._engine.capacity if self._engine else 1,
-            queues=[self._spec.name],
+            queues=list(app.amqp.queues),
             task_events=self._settings.worker.task_events,
             without_gossip=True,
             without_mingle=True,
@@ -180,6 +201,10 @@ class WorkerProcess:
         self._dead = True
         log.critical("engine_dead", model=self._spec.name)
         os.kill(os.getpid(), signal.SIGTERM)
+
+    def _batch_slots(self) -> int:
+        capacity = self._engine.capacity if self._engine else 1
+        return max(1, int(capacity * self._settings.queue.batch_slots))
 
     def _healthy(self) -> bool:
         return self._engine is None or self._state == "loading" or self._engine.alive
@@ -202,7 +227,8 @@ class WorkerProcess:
         )
 
 
-def _serve_metrics(settings: Settings) -> None:
+def serve_metrics(settings: Settings) -> None:
+    """The process's own listener for `/metrics`, if it shall have one."""
     port = settings.worker.metrics_port
     if not port:
         return

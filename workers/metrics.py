@@ -82,6 +82,25 @@ class WorkerMetrics:
             registry=registry,
         ).labels(model, engine)
 
+        self._tickets = Counter(
+            "forebay_workers_tickets_taken_total",
+            "Tickets from RabbitMQ, by whether there was a job to claim.",
+            (*common, "found"),
+            registry=registry,
+        )
+        self._issued = Counter(
+            "forebay_workers_tickets_issued_total",
+            "Tickets put into RabbitMQ.",
+            common,
+            registry=registry,
+        ).labels(model, engine)
+
+    def ticket_taken(self, *, found: bool) -> None:
+        self._child(self._tickets, "job" if found else "nothing").inc()
+
+    def tickets_issued(self, count: int) -> None:
+        self._issued.inc(count)
+
     def job_started(self, job: Job) -> None:
         self._running.inc()
         waited = max(0, job.started_ms - job.created_ms) / 1000

@@ -38,7 +38,7 @@ class PromptBuilder:
 
     def prompt(self, endpoint: str, body: dict[str, Any]) -> tuple[list[int], str]:
         """Token ids, and the parameter they came from. Raises `EngineError`."""
-        if endpoint == "/v1/chat/completions":
+        if endpoint in ("/v1/chat/completions", "/v1/responses"):
             return self.chat(body["messages"]), "messages"
         prompt = body["prompt"]
         if isinstance(prompt, str):

@@ -11,7 +11,8 @@ import orjson
 from broker.jobs import Job
 from workers.engine import EngineResult
 
-_CHAT = "/v1/chat/completions"
+#: A response is a chat whose answer the API puts into another form.
+_CHATS = ("/v1/chat/completions", "/v1/responses")
 _EMBEDDINGS = "/v1/embeddings"
 
 
@@ -31,15 +32,15 @@ def response_body(
 def _completion(job: Job, result: EngineResult) -> dict[str, Any]:
     name = job.id.removeprefix("job_")
     choice: dict[str, Any] = {"index": 0}
-    if job.endpoint == _CHAT:
+    if job.endpoint in _CHATS:
         choice["message"] = {"role": "assistant", "content": result.text, "refusal": None}
     else:
         choice["text"] = result.text
     choice |= {"logprobs": None, "finish_reason": result.finish_reason}
     usage = result.usage
     return {
-        "id": f"chatcmpl-{name}" if job.endpoint == _CHAT else f"cmpl-{name}",
-        "object": "chat.completion" if job.endpoint == _CHAT else "text_completion",
+        "id": f"chatcmpl-{name}" if job.endpoint in _CHATS else f"cmpl-{name}",
+        "object": "chat.completion" if job.endpoint in _CHATS else "text_completion",
         "created": job.created_ms // 1000,
         "model": job.model,
         "choices": [choice],

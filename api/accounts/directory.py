@@ -186,6 +186,7 @@ class Directory:
     async def _listen(self, client: redis.asyncio.Redis) -> None:
         """Wake the refresh at every notice, and whenever one may have been missed."""
         delay_s, longest_s = _RETRY_S
+        lost = False
         while True:
             try:
                 async with client.pubsub() as subscription:
@@ -196,11 +197,16 @@ class Directory:
                         # went unheard, and Redis may have come back empty.
                         if message is not None:
                             delay_s = _RETRY_S[0]
+                            if lost:
+                                lost = False
+                                log.info("accounts_notices_found")
                             if message["type"] == "subscribe" and self._policies is not None:
                                 self._policies.look()
                             self._wake.set()
             except (redis.RedisError, OSError) as error:
-                log.warning("accounts_notices_lost", why=type(error).__name__, retry_s=delay_s)
+                if not lost:
+                    lost = True
+                    log.warning("accounts_notices_lost", why=type(error).__name__)
                 await asyncio.sleep(delay_s)
                 delay_s = min(delay_s * 2, longest_s)
 

@@ -6,13 +6,16 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     CheckConstraint,
     DateTime,
     Dialect,
     ForeignKey,
+    Index,
     LargeBinary,
     MetaData,
     String,
+    Text,
     TypeDecorator,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -103,3 +106,100 @@ class ChangeRow(Base):
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     counter: Mapped[int]
+
+
+class FileRow(Base):
+    """What is known of a stored file; its bytes are in the file store, by the same id."""
+
+    __tablename__ = "files"
+    __table_args__ = (
+        Index("ix_files_tenant_id_created_at", "tenant_id", "created_at", "id"),
+        Index("ix_files_expires_at", "expires_at"),
+    )
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"))
+    filename: Mapped[str] = mapped_column(String(255))
+    #: `batch`, `batch_output` or `user_data`.
+    purpose: Mapped[str] = mapped_column(String(16))
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime | None]
+
+
+class BatchRow(Base):
+    """A batch, and which process drives it. Its results are files."""
+
+    __tablename__ = "batches"
+    __table_args__ = (
+        CheckConstraint(
+            "status IN ('validating', 'in_progress', 'finalizing', 'completed', 'failed',"
+            " 'expired', 'cancelling', 'cancelled')",
+            name="status",
+        ),
+        Index("ix_batches_tenant_id_created_at", "tenant_id", "created_at", "id"),
+        Index("ix_batches_status", "status"),
+    )
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"))
+    key_id: Mapped[str] = mapped_column(String(64))
+    endpoint: Mapped[str] = mapped_column(String(64))
+    #: Not a reference: a batch outlives its files.
+    input_file_id: Mapped[str] = mapped_column(String(40))
+    output_file_id: Mapped[str | None] = mapped_column(String(40))
+    error_file_id: Mapped[str | None] = mapped_column(String(40))
+    #: The caller's own, as JSON.
+    batch_metadata: Mapped[str] = mapped_column("metadata", Text)
+    status: Mapped[str] = mapped_column(String(16))
+    #: Why it failed: a JSON list of problems.
+    errors: Mapped[str | None] = mapped_column(Text)
+    #: Jobs it may have in the queues at once.
+    window: Mapped[int] = mapped_column("job_window")
+    #: How long its output files are kept; null: until they are deleted.
+    output_ttl_s: Mapped[int | None]
+    total: Mapped[int] = mapped_column(server_default="0")
+    completed: Mapped[int] = mapped_column(server_default="0")
+    failed: Mapped[int] = mapped_column(server_default="0")
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime]
+    in_progress_at: Mapped[datetime | None]
+    finalizing_at: Mapped[datetime | None]
+    cancelling_at: Mapped[datetime | None]
+    #: When it became completed, failed, expired or cancelled.
+    ended_at: Mapped[datetime | None]
+    #: The process that drives it, until when nobody else may, and a number that grows with each
+    #: claim and fences what an earlier one still does.
+    lease_owner: Mapped[str | None] = mapped_column(String(64))
+    lease_until: Mapped[datetime | None]
+    lease_epoch: Mapped[int] = mapped_column(server_default="0")
+
+
+class WebhookEndpointRow(Base):
+    """Secrets aren't here: they are derived from id and version (broker/webhooks/signing.py)."""
+
+    __tablename__ = "webhook_endpoints"
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"), index=True)
+    name: Mapped[str] = mapped_column(String(100))
+    url: Mapped[str] = mapped_column(String(2048))
+    #: Separated by one space.
+    event_types: Mapped[str] = mapped_column(String(1000))
+    include_output: Mapped[bool]
+    enabled: Mapped[bool]
+    secret_version: Mapped[int]
+    #: Until then the secret before signs as well.
+    previous_until: Mapped[datetime | None]
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+
+
+class WebhookSecretRow(Base):
+    """The secret of a tenant's webhooks of single jobs, once it was shown."""
+
+    __tablename__ = "webhook_secrets"
+
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id"), primary_key=True)
+    secret_version: Mapped[int]
+    previous_until: Mapped[datetime | None]

@@ -37,6 +37,7 @@ class Options:
     engine: str | None = None
     models: tuple[str, ...] = ()
     flower: bool = True
+    webhooks: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,7 @@ class Plan:
     models: tuple[ModelSpec, ...]
     api_processes: int
     with_flower: bool
+    with_webhooks: bool
     #: Settings that differ from this process's environment, as `FOREBAY_…` variables.
     settings: Mapping[str, str]
     environment: Mapping[str, str] = field(repr=False)
@@ -83,6 +85,13 @@ class Plan:
             )
             for model in self.models
         ]
+
+    def webhook_specs(self) -> list[Spec]:
+        if not self.with_webhooks:
+            return []
+        argv = python("workers", "webhooks")
+        name = "worker-webhooks"
+        return [Spec(name=name, argv=argv, env=self.environment, on_exit=self._forget_metrics)]
 
     def flower_specs(self) -> list[Spec]:
         if not self.with_flower:
@@ -158,6 +167,7 @@ def make_plan(
         models=models,
         api_processes=settings.api.processes,
         with_flower=options.flower,
+        with_webhooks=options.webhooks,
         settings=changed,
         environment=environment,
     )

@@ -75,6 +75,7 @@ class Stack:
         for spec in (
             *self._plan.api_specs(),
             *self._plan.worker_specs(self._release),
+            *self._plan.webhook_specs(),
             *self._plan.flower_specs(),
         ):
             self._supervisor.start(spec)

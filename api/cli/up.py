@@ -60,6 +60,7 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 )
 @click.option("--models", default="", help="Comma-separated names; all of the catalogue if absent.")
 @click.option("--no-flower", is_flag=True, help="Without the operations console.")
+@click.option("--no-webhooks", is_flag=True, help="Without the worker that sends webhooks.")
 def up(
     data_dir: Path | None,
     api_port: int | None,
@@ -68,6 +69,7 @@ def up(
     engine: str | None,
     models: str,
     no_flower: bool,
+    no_webhooks: bool,
 ) -> None:
     """Start Redis, API, workers and Flower, and keep them running until Ctrl-C or SIGTERM.
 
@@ -81,6 +83,7 @@ def up(
         engine=engine,
         models=tuple(name.strip() for name in models.split(",") if name.strip()),
         flower=not no_flower,
+        webhooks=not no_webhooks,
     )
     settings = config_settings.load()
     home = DataDir(options.data_dir or settings.data_dir)

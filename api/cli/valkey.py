@@ -10,8 +10,11 @@ import time
 from pathlib import Path
 
 import redis
+from pydantic import SecretStr
 
 from api.cli.supervisor import Spec
+from broker.connections import connect
+from config.settings import Redis as RedisSettings
 
 #: Not there yet, or reading its append-only file (`BusyLoadingError` is a `ConnectionError`).
 _PASSING = (redis.ConnectionError, redis.TimeoutError)
@@ -115,7 +118,7 @@ async def await_redis(url: str, *, timeout_s: float) -> None:
 
 def _ping(url: str) -> redis.RedisError | None:
     try:
-        with redis.Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2) as client:
+        with connect(RedisSettings(url=SecretStr(url), timeout_s=2)) as client:
             client.ping()
     except redis.AuthenticationError as error:
         # A ConnectionError too, but waiting doesn't help.

@@ -85,9 +85,12 @@ async def attended(app: web.Application, job: NewJob) -> AsyncIterator[Attendanc
 async def first_record(queue: Queue, job_id: str) -> Job:
     """The job of an earlier request. Raises `ApiError` when it is no longer kept."""
     try:
-        return await queue.get(job_id)
+        job = await queue.get(job_id)
     except JobNotFoundError:
         raise ApiError("result_expired", job_id=job_id) from None
+    if job.erased_ms:
+        raise ApiError("result_expired", job_id=job_id)
+    return job
 
 
 @asynccontextmanager
@@ -115,6 +118,9 @@ async def _cancel(queue: Queue, job: NewJob, enqueued: asyncio.Future[Accepted])
 async def _withdraw(queue: Queue, job: NewJob, reason: str) -> None:
     try:
         await queue.cancel(job.id)
+    except (BrokerUnavailableError, JobNotFoundError) as error:
+        # A refused submit has left no job; of its outage the queue tells by itself, once.
+        log.debug("job_not_cancelled", job_id=job.id, reason=type(error).__name__)
     except BrokerError as error:
         log.info("job_not_cancelled", job_id=job.id, reason=type(error).__name__)
     else:

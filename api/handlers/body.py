@@ -7,13 +7,18 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from aiohttp import hdrs, web
+from aiohttp import StreamReader, hdrs, web
 
 from api import keys
 from api.errors import ApiError
 
 #: Forms are what a browser sends across origins without asking; JSON never comes as one.
 _FORMS: Final = ("multipart/", "application/x-www-form-urlencoded")
+
+
+#: Chunks a body may have, and one more for each so many bytes.
+_FREE_CHUNKS: Final = 1_024
+_MIN_CHUNK_BYTES: Final = 64
 
 
 async def read_body(request: web.Request) -> bytes:
@@ -29,15 +34,30 @@ async def read_body(request: web.Request) -> bytes:
     if headers.get(hdrs.CONTENT_TYPE, "").lower().startswith(_FORMS):
         raise ApiError("unsupported_media_type", "The body must be JSON.")
     try:
-        if request.content.is_eof():
+        if length is not None and request.content.is_eof():
             # Most bodies are here already.
             return await request.read()
         async with asyncio.timeout(request.app[keys.SETTINGS].api.read_timeout_s):
+            if length is None:
+                return await _read_chunks(request.content, limit)
             return await request.read()
     except web.HTTPRequestEntityTooLarge:
         raise too_large(limit) from None
     except TimeoutError:
         raise ApiError("request_timeout") from None
+
+
+async def _read_chunks(content: StreamReader, limit: int) -> bytes:
+    """A chunked body. Each chunk costs time whatever it holds, so tiny ones are refused."""
+    body, ends = bytearray(), 0
+    async for data, ends_here in content.iter_chunks():
+        body += data
+        ends += ends_here
+        if len(body) > limit:
+            raise too_large(limit)
+        if ends > _FREE_CHUNKS + len(body) // _MIN_CHUNK_BYTES:
+            raise ApiError("invalid_request", "The body comes in too many chunks.")
+    return bytes(body)
 
 
 def too_large(limit: int) -> ApiError:
@@ -46,7 +66,12 @@ def too_large(limit: int) -> ApiError:
 
 async def expect(request: web.Request) -> None:
     """`Expect: 100-continue`: a body that is too large isn't asked for."""
-    if (request.content_length or 0) <= request.client_max_size:
+    await ask_for(request, request.client_max_size)
+
+
+async def ask_for(request: web.Request, limit: int) -> None:
+    """Have the body sent unless it is longer than `limit`."""
+    if (request.content_length or 0) <= limit:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         # The interim answer is no part of the final one.
         request.writer.output_size = 0

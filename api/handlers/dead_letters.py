@@ -68,6 +68,7 @@ async def replay(request: web.Request) -> web.Response:
         raise ApiError("result_expired", job_id=letter.job_id)
     ids = await request.app[keys.QUEUE].replay_dead(name, job_id=letter.job_id, limit=1)
     if not ids:
+        await _refuse_draining(request, name)
         raise ApiError("queue_full", job_id=letter.job_id)
     return _replayed(request, name, ids)
 
@@ -78,6 +79,8 @@ async def replay_all(request: web.Request) -> web.Response:
     ids = await request.app[keys.QUEUE].replay_dead(
         wanted.model, tenant=wanted.tenant, limit=wanted.limit
     )
+    if not ids:
+        await _refuse_draining(request, wanted.model)
     return _replayed(request, wanted.model, ids)
 
 
@@ -104,6 +107,12 @@ async def _find(request: web.Request) -> tuple[str, DeadLetter]:
         if letters:
             return name, letters[0]
     raise ApiError("not_found", "There is no dead letter of this job.")
+
+
+async def _refuse_draining(request: web.Request, name: str) -> None:
+    """Nothing was put in again: say so where that is because the model takes nothing."""
+    if (await request.app[keys.QUEUE].stats(name, top=0)).mode == "draining":
+        raise ApiError("queue_draining")
 
 
 def _cursor(after: str | None) -> tuple[str, str | None]:

@@ -13,7 +13,7 @@ from api import keys
 from api.delivery import sse
 from api.delivery.following import Follower, Snapshot, final_record
 from api.errors import ApiError
-from api.handlers.jobs import job_id_of
+from api.handlers.jobs import job_id_of, known_job
 from api.ports import Queue
 from api.schemas.job_object import job_object
 from broker.errors import BrokerUnavailableError, JobNotFoundError
@@ -30,7 +30,9 @@ async def events(request: web.Request) -> web.StreamResponse:
     job_id = job_id_of(request)
     cursor = _cursor(request)
     async with app[keys.HUB].subscribe(job_id) as subscription:
-        job = await queue.get(job_id, tenant=request[keys.PRINCIPAL].tenant)
+        job = await known_job(queue, job_id, request[keys.PRINCIPAL].tenant)
+        if job.erased_ms and job.is_terminal:
+            raise ApiError("result_expired", job_id=job_id)
         if cursor > job.seq:
             raise ApiError("invalid_request", "The job has no event of that number yet.")
         if job.is_terminal and cursor == job.seq:

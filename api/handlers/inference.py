@@ -20,7 +20,7 @@ from api.handlers.jobs import accept
 from api.limit_headers import limit_headers
 from api.schemas.fields import TIER_OF
 from api.schemas.inference import GenerationRequest, InferenceRequest
-from api.schemas.job_object import queue_ms
+from api.schemas.job_object import overhead_ms, queue_ms
 from api.schemas.jobs import CHAT, COMPLETION, EMBEDDING
 from api.schemas.parsing import parse
 from broker.jobs import Job, NewJob, Status
@@ -75,6 +75,7 @@ async def _run(request: web.Request, schema: TypeAdapter[Wanted]) -> web.StreamR
 async def _answer(request: web.Request, job: NewJob, tier: str | None) -> web.Response:
     app = request.app
     timeout_s = app[keys.SETTINGS].api.sync_timeout_s
+    started = time.perf_counter()
     async with attended(app, job) as attendance:
         if not attendance.replayed:
             app[keys.METRICS].job_submitted(job.model, job.endpoint, job.band)
@@ -90,6 +91,8 @@ async def _answer(request: web.Request, job: NewJob, tier: str | None) -> web.Re
     headers = {**_headers(record), **limit_headers(attendance.limits)}
     if attendance.replayed:
         headers.update(REPLAYED)
+    else:
+        headers["x-overhead-ms"] = str(overhead_ms(record, time.perf_counter() - started))
     return web.Response(body=body, headers=headers)
 
 

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from api import keys
 from api.errors import ApiError
-from api.schemas.inference import GenerationRequest, InferenceRequest
+from api.schemas.inference import InferenceRequest
 from api.schemas.parsing import readable
 from broker.jobs import Band, NewJob
 from config.catalogue import ModelSpec
@@ -58,13 +58,7 @@ def new_job(
     app = request.app
     principal = request[keys.PRINCIPAL]
     queue = app[keys.SETTINGS].queue
-    objection = wanted.objection()
-    if objection is not None:
-        param = readable(within + objection.param)
-        raise ApiError(objection.code, objection.message, param=param)
-    spec = _model(app[keys.CATALOGUE], wanted, within)
-    if isinstance(wanted, GenerationRequest):
-        _check_limit(wanted, spec, within)
+    spec = checked(app[keys.CATALOGUE], wanted, within)
     band = wanted.band
     if priority is not None:
         if band is not None and band != priority:
@@ -97,6 +91,19 @@ def new_job(
         limits=principal.policy.limits,
         key_limits=principal.key_limits,
     )
+
+
+def checked(
+    catalogue: Mapping[str, ModelSpec], wanted: InferenceRequest, within: str = ""
+) -> ModelSpec:
+    """The model of a request that it can honour. Raises `ApiError`."""
+    objection = wanted.objection()
+    if objection is not None:
+        param = readable(within + objection.param)
+        raise ApiError(objection.code, objection.message, param=param)
+    spec = _model(catalogue, wanted, within)
+    _check_limit(wanted, spec, within)
+    return spec
 
 
 def _idempotency_key(request: web.Request) -> str:
@@ -135,12 +142,11 @@ def _model(catalogue: Mapping[str, ModelSpec], wanted: InferenceRequest, within:
     return spec
 
 
-def _check_limit(wanted: GenerationRequest, spec: ModelSpec, within: str) -> None:
+def _check_limit(wanted: InferenceRequest, spec: ModelSpec, within: str) -> None:
     limit = wanted.token_limit
     if limit is not None and limit > spec.output_limit:
-        name = "max_tokens" if limit == wanted.max_tokens else "max_completion_tokens"
         raise ApiError(
             "invalid_request",
             f"This model generates at most {spec.output_limit} tokens.",
-            param=within + name,
+            param=within + wanted.limit_name,
         )

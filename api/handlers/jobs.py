@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Final
 
 import orjson
@@ -17,14 +18,22 @@ from api.delivery.following import QUEUED_SEQ, Follower, final_record
 from api.errors import ApiError
 from api.handlers.body import ANYHOW, Preference, preference, query_number, read_body
 from api.handlers.intake import Terms, milliseconds, new_job
+from api.handlers.responses import previous
+from api.handlers.webhooks import accept_url
 from api.limit_headers import limit_headers
-from api.schemas.job_object import accepted_object, job_object, queue_ms
-from api.schemas.jobs import CANCELS, LISTING, RETRY, SUBMISSION
+from api.ports import Queue
+from api.schemas.job_object import accepted_object, job_object, overhead_ms, queue_ms
+from api.schemas.jobs import CANCELS, LISTING, RETRY, SUBMISSION, Webhook
 from api.schemas.parsing import parse, parse_query
+from api.schemas.responses import ResponseRequest
 from broker.errors import JobNotFoundError
 from broker.jobs import Accepted, Job, NewJob, Status
 from broker.queue import CancelResult
 from broker.stats import Position
+from broker.webhooks.endpoints import JobWebhook
+from config.logs import get_logger
+
+log = get_logger(__name__)
 
 _JSON: Final = "application/json"
 _JOB_ID: Final = re.compile(r"job_[0-9a-hjkmnp-tv-z]{26}", re.ASCII)
@@ -38,6 +47,12 @@ async def submit(request: web.Request) -> web.Response:
     """`POST /v1/jobs`."""
     raw = await read_body(request)
     wanted = parse(SUBMISSION, raw)
+    ttl_s = wanted.ttl
+    if wanted.store is False:
+        unstored_s = request.app[keys.SETTINGS].api.unstored_ttl_s
+        ttl_s = min(ttl_s or unstored_s, unstored_s)
+    if isinstance(wanted.body, ResponseRequest):
+        await _go_on(request, wanted.body)
     job = new_job(
         request,
         wanted.body,
@@ -45,7 +60,7 @@ async def submit(request: web.Request) -> web.Response:
         priority=wanted.priority,
         metadata=wanted.metadata,
         terms=Terms(
-            ttl_s=wanted.ttl,
+            ttl_s=ttl_s,
             max_attempts=wanted.max_attempts,
             deadline_ms=milliseconds(wanted.deadline),
             execution_timeout_ms=milliseconds(wanted.execution_timeout),
@@ -53,8 +68,28 @@ async def submit(request: web.Request) -> web.Response:
         ),
         within="body.",
     )
+    if wanted.webhook is not None:
+        job = replace(job, webhook=_job_webhook(request, wanted.webhook))
     max_wait_s = request.app[keys.SETTINGS].api.max_wait_s
     return await accept(request, job, preference(request, max_wait_s=max_wait_s))
+
+
+async def _go_on(request: web.Request, wanted: ResponseRequest) -> None:
+    """Give a response what was said before. Raises `ApiError`."""
+    if wanted.conversation_id is not None:
+        message = "Use POST /v1/responses with background for this."
+        raise ApiError("unsupported_parameter", message, param="body.conversation")
+    if wanted.previous_response_id is not None:
+        wanted.go_on_from(await previous(request, wanted.previous_response_id))
+
+
+def _job_webhook(request: web.Request, wanted: Webhook) -> bytes:
+    """As the job's record keeps it. Raises `ApiError`."""
+    return JobWebhook(
+        url=accept_url(request.app[keys.SETTINGS], wanted.url, param="webhook.url"),
+        event_types=tuple(dict.fromkeys(wanted.events)),
+        include_output=wanted.include_output,
+    ).to_json()
 
 
 async def accept(request: web.Request, job: NewJob, prefer: Preference) -> web.Response:
@@ -65,6 +100,7 @@ async def accept(request: web.Request, job: NewJob, prefer: Preference) -> web.R
         if accepted.replayed:
             return await _replayed(request, accepted, prefer)
         return _accepted(request, job, accepted, prefer)
+    started = time.perf_counter()
     async with app[keys.HUB].subscribe(job.id) as subscription:
         accepted = await enqueue(app, job)
         if accepted.replayed:
@@ -74,7 +110,9 @@ async def accept(request: web.Request, job: NewJob, prefer: Preference) -> web.R
             return _accepted(request, job, accepted, prefer)
     app[keys.METRICS].job_submitted(job.model, job.endpoint, job.band)
     record = await final_record(app[keys.QUEUE], job.id, within_s=_RECORD_S)
-    return show(record, headers={**prefer.applied, **limit_headers(accepted.limits)})
+    headers = {**prefer.applied, **limit_headers(accepted.limits)}
+    headers["x-overhead-ms"] = str(overhead_ms(record, time.perf_counter() - started))
+    return show(record, headers=headers)
 
 
 def _accepted(
@@ -116,7 +154,7 @@ async def fetch(request: web.Request) -> web.Response:
     tenant = request[keys.PRINCIPAL].tenant
     queue = request.app[keys.QUEUE]
     wait_s = query_number(request, "wait")
-    job = await queue.get(job_id, tenant=tenant)
+    job = await known_job(queue, job_id, tenant)
     if wait_s and not job.is_terminal:
         wait_s, seq = min(wait_s, request.app[keys.SETTINGS].api.max_wait_s), job.seq
         # It holds the prompt, of 10 MB perhaps, and thousands may wait for a minute.
@@ -131,6 +169,16 @@ async def fetch(request: web.Request) -> web.Response:
     if not job.is_terminal:
         headers[hdrs.RETRY_AFTER] = _POLL_S
     return web.Response(status=304, headers=headers)
+
+
+async def known_job(queue: Queue, job_id: str, tenant: str) -> Job:
+    """The tenant's job. Raises `ApiError` when it is known to have been kept long enough."""
+    try:
+        return await queue.get(job_id, tenant=tenant)
+    except JobNotFoundError:
+        if await queue.was_kept(job_id, tenant=tenant):
+            raise ApiError("result_expired", job_id=job_id) from None
+        raise
 
 
 async def _wait(request: web.Request, job_id: str, seq: int, wait_s: float) -> Job:
@@ -206,6 +254,16 @@ async def retry(request: web.Request) -> web.Response:
         **limit_headers(accepted.limits),
     }
     return await show_waiting(request, job, status=202, headers=headers)
+
+
+async def delete(request: web.Request) -> web.Response:
+    """`DELETE /v1/jobs/{id}`: cancel and erase; 202 while a running one is still being stopped."""
+    job_id = job_id_of(request)
+    tenant = request[keys.PRINCIPAL].tenant
+    erased = await request.app[keys.QUEUE].erase(job_id, tenant=tenant)
+    log.info("job_erased", job_id=job_id, at_once=erased)
+    body = orjson.dumps({"id": job_id, "object": "job.deleted", "deleted": True})
+    return web.Response(status=200 if erased else 202, body=body, content_type=_JSON)
 
 
 def job_id_of(request: web.Request) -> str:

@@ -117,6 +117,24 @@ def _authenticate(request: web.Request, scope: str, request_id: str) -> None:
     request[keys.PRINCIPAL] = principal
 
 
+def _unauthenticated(error: AuthenticationError, request: web.Request, request_id: str) -> ApiError:
+    """401, or 429 for whoever fails too often; those are counted, no longer logged."""
+    authorization = request.headers.get(hdrs.AUTHORIZATION)
+    wait_s = 0.0
+    if authorization is not None:
+        wait_s = request.app[keys.LOGIN_FAILURES].add(request.remote, authorization)
+    if wait_s:
+        return ApiError("authentication_limited", retry_after_s=wait_s)
+    log.info(
+        "authentication_failed",
+        request_id=request_id,
+        reason=error.reason,
+        key_id=error.key_id,
+        remote=request.remote,
+    )
+    return ApiError("invalid_api_key")
+
+
 def _answer(
     error: Exception, request: web.Request, request_id: str, metrics: Metrics
 ) -> web.Response:
@@ -125,14 +143,7 @@ def _answer(
         shown = error
     elif isinstance(error, AuthenticationError):
         metrics.authentication_failed(error.reason)
-        log.info(
-            "authentication_failed",
-            request_id=request_id,
-            reason=error.reason,
-            key_id=error.key_id,
-            remote=request.remote,
-        )
-        shown = ApiError("invalid_api_key")
+        shown = _unauthenticated(error, request, request_id)
     elif isinstance(error, AuthenticationUnavailableError):
         shown = ApiError("accounts_unavailable")
     elif isinstance(error, BrokerError):

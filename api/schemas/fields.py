@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
+from typing_extensions import TypedDict
 
 from broker.jobs import Band
 
@@ -104,8 +105,15 @@ def joined_parts(value: Any) -> Any:
     return "".join(texts)
 
 
+class TextPart(TypedDict):
+    """For the reference; `joined_parts` checks it."""
+
+    type: Literal["text"]
+    text: str
+
+
 ModelName = Annotated[str, Field(min_length=1, max_length=256)]
-Content = Annotated[str, BeforeValidator(joined_parts)]
+Content = Annotated[str, BeforeValidator(joined_parts, json_schema_input_type=str | list[TextPart])]
 Temperature = Annotated[float, Field(ge=0, le=2)]
 TopP = Annotated[float, Field(gt=0, le=1)]
 TopK = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -113,7 +121,7 @@ MaxTokens = Annotated[int, Field(ge=1)]
 Stop = Annotated[
     list[Annotated[str, Field(min_length=1, max_length=256)]],
     Field(max_length=4),
-    BeforeValidator(listed),
+    BeforeValidator(listed, json_schema_input_type=str | list[str]),
 ]
 User = Annotated[str, Field(max_length=256)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]

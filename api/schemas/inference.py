@@ -104,6 +104,16 @@ class InferenceRequest(Schema):
     def streams(self) -> bool:
         return False
 
+    @property
+    def token_limit(self) -> int | None:
+        """Most tokens that may be generated, where the caller says so."""
+        return None
+
+    @property
+    def limit_name(self) -> str:
+        """The parameter that says it."""
+        return "max_tokens"
+
     def to_body(self) -> bytes:
         # Nothing among the extras has an effect once `objection` has found none.
         neutral = set(self.model_extra) if self.model_extra else None
@@ -169,7 +179,7 @@ class GenerationRequest(InferenceRequest):
         return min(spec.output_limit, ASSUMED_OUTPUT_TOKENS if limit is None else limit)
 
 
-def _known_role(role: str) -> str:
+def known_role(role: str) -> str:
     """`developer` is OpenAI's newer word for `system`."""
     return "system" if role == "developer" else role
 
@@ -179,9 +189,7 @@ class Message(TypedDict):
 
     __pydantic_config__ = ConfigDict(strict=True, extra="forbid")  # type: ignore[misc]
 
-    role: Annotated[
-        Literal["system", "developer", "user", "assistant"], AfterValidator(_known_role)
-    ]
+    role: Annotated[Literal["system", "developer", "user", "assistant"], AfterValidator(known_role)]
     content: Content
     # An answer of the API may be sent back as it came.
     refusal: NotRequired[Annotated[Any, only()]]
@@ -226,6 +234,10 @@ class ChatRequest(GenerationRequest):
     def token_limit(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
 
+    @property
+    def limit_name(self) -> str:
+        return "max_completion_tokens" if self.max_tokens is None else "max_tokens"
+
     def to_body(self) -> bytes:
         body = super().to_body()
         if self.max_completion_tokens is None or self.max_tokens is not None:
@@ -262,7 +274,7 @@ class CompletionRequest(GenerationRequest):
             list[TokenId], Field(min_length=1, max_length=1_000_000, fail_fast=True), Tag(TOKENS)
         ],
         Discriminator(_prompt_form),
-        BeforeValidator(_one_prompt),
+        BeforeValidator(_one_prompt, json_schema_input_type=str | list[str] | list[int]),
     ]
 
 
@@ -295,6 +307,10 @@ class EmbeddingRequest(InferenceRequest):
     neutral: ClassVar[Neutral] = {"dimensions": ()}
 
     input: Annotated[
-        _Texts | _TokenLists, Discriminator(_input_form), BeforeValidator(_many_inputs)
+        _Texts | _TokenLists,
+        Discriminator(_input_form),
+        BeforeValidator(
+            _many_inputs, json_schema_input_type=str | list[str] | list[int] | list[list[int]]
+        ),
     ]
     encoding_format: Literal["float", "base64"] | None = None

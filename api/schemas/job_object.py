@@ -6,6 +6,7 @@ from typing import Any
 
 import orjson
 
+from api.schemas.response_object import is_response, response_object
 from broker.jobs import Job, NewJob, Status
 from broker.stats import Position
 
@@ -32,6 +33,7 @@ def accepted_object(job: NewJob, *, created_ms: int, position: int) -> bytes:
             "completed_at": None,
             "expires_at": None,
             "deadline_at": _seconds(job.deadline_ms),
+            "erased_at": None,
             "attempt": 0,
             "max_attempts": job.max_attempts,
             # What it takes to know more is a second call, and few submits need it.
@@ -65,7 +67,9 @@ def job_object(
             "queue_ms": queue_ms(job),
             "run_ms": job.finished_ms - job.started_ms if job.started_ms else None,
         }
-    expires_ms = job.finished_ms + job.result_ttl_s * 1000 if job.is_terminal else 0
+    expires_ms = 0
+    if job.is_terminal and not job.erased_ms:
+        expires_ms = job.finished_ms + job.result_ttl_s * 1000
     shown: dict[str, Any] = {
         "id": job.id,
         "object": "job",
@@ -79,6 +83,7 @@ def job_object(
         "completed_at": _seconds(job.finished_ms),
         "expires_at": _seconds(expires_ms),
         "deadline_at": _seconds(job.deadline_ms),
+        "erased_at": _seconds(job.erased_ms),
         "attempt": job.attempt,
         "max_attempts": job.max_attempts,
         "queue": None
@@ -92,13 +97,25 @@ def job_object(
         "urls": urls(job.id),
     }
     if with_output:
-        shown["output"] = orjson.Fragment(job.output) if job.output else None
+        shown["output"] = rendered_output(job)
     return shown
+
+
+def rendered_output(job: Job) -> Any:
+    """The answer of a job's endpoint, for `orjson.dumps`; workers answer a response as a chat."""
+    if not job.output:
+        return None
+    return response_object(job) if is_response(job) else orjson.Fragment(job.output)
 
 
 def queue_ms(job: Job) -> int | None:
     """Time from the enqueue to the start of the latest attempt."""
     return job.started_ms - job.created_ms if job.started_ms else None
+
+
+def overhead_ms(job: Job, wall_s: float) -> int:
+    """What of a call's `wall_s` its ended job took no part in."""
+    return max(0, round(wall_s * 1000) - (job.finished_ms - job.created_ms))
 
 
 def _seconds(unix_ms: int) -> int | None:

@@ -13,7 +13,9 @@ from api.schemas.inference import (
     EmbeddingRequest,
     InferenceRequest,
 )
+from api.schemas.responses import ResponseRequest
 from broker.jobs import Band, Status
+from broker.webhooks.urls import MAX_URL
 
 #: 30 days.
 MAX_TTL_S = 30 * 86_400
@@ -23,9 +25,22 @@ MAX_EXECUTION_S = 86_400
 
 
 #: Unix seconds; RFC 3339 comes in as well. The bounds tell milliseconds and spans of time from it.
-Moment = Annotated[float, Field(ge=1e9, le=1e10), BeforeValidator(unix_time)]
+Moment = Annotated[
+    float, Field(ge=1e9, le=1e10), BeforeValidator(unix_time, json_schema_input_type=float | str)
+]
 #: Jobs cancelled by one call.
 MAX_CANCELS = 1_000
+
+
+class Webhook(Schema):
+    """Where the end of a job is told to."""
+
+    url: Annotated[str, Field(min_length=1, max_length=MAX_URL)]
+    events: Annotated[
+        list[Literal["job.completed", "job.failed", "job.cancelled", "job.expired"]],
+        Field(min_length=1, max_length=4),
+    ] = ["job.completed", "job.failed", "job.cancelled", "job.expired"]  # noqa: RUF012
+    include_output: bool = False
 
 
 class _Submission(Schema):
@@ -33,6 +48,8 @@ class _Submission(Schema):
     metadata: Metadata | None = None
     #: Seconds the finished job stays readable.
     ttl: Annotated[int, Field(ge=1, le=MAX_TTL_S)] | None = None
+    #: False: the finished job stays readable for a short time only.
+    store: bool | None = None
     #: Starts the job may have, crashes included.
     max_attempts: Annotated[int, Field(ge=1, le=100)] | None = None
     #: Until which the job has to be started.
@@ -41,6 +58,7 @@ class _Submission(Schema):
     execution_timeout: Annotated[float, Field(ge=0.001, le=MAX_EXECUTION_S)] | None = None
     #: Seconds before which the job isn't started.
     delay: Annotated[float, Field(ge=0, le=MAX_DELAY_S)] | None = None
+    webhook: Webhook | None = None
 
 
 class ChatSubmission(_Submission):
@@ -58,7 +76,12 @@ class EmbeddingSubmission(_Submission):
     body: EmbeddingRequest
 
 
-Submission = ChatSubmission | CompletionSubmission | EmbeddingSubmission
+class ResponseSubmission(_Submission):
+    endpoint: Literal["/v1/responses"]
+    body: ResponseRequest
+
+
+Submission = ChatSubmission | CompletionSubmission | EmbeddingSubmission | ResponseSubmission
 
 SUBMISSION: TypeAdapter[Submission] = TypeAdapter(
     Annotated[Submission, Field(discriminator="endpoint")]
@@ -104,4 +127,20 @@ class Listing(Schema):
     order: Literal["asc", "desc"] = "desc"
 
 
+class Wait(Schema):
+    """Query of `GET /v1/jobs/{id}`."""
+
+    #: Seconds.
+    wait: Annotated[float, Field(ge=0, lt=1e12, strict=False)] | None = None
+
+
+class Following(Schema):
+    """Query of `GET /v1/jobs/{id}/events`."""
+
+    starting_after: Annotated[int, Field(ge=0, lt=10**15, strict=False)] | None = None
+
+
 LISTING = TypeAdapter(Listing)
+#: For the reference; handlers read these leniently.
+WAIT = TypeAdapter(Wait)
+FOLLOWING = TypeAdapter(Following)

@@ -11,6 +11,8 @@ from pydantic_core import from_json
 from api.errors import ApiError
 from api.schemas.inference import TEXTS, TOKENS
 from api.schemas.jobs import ENDPOINTS
+from api.schemas.responses import ENDPOINT as RESPONSES
+from api.schemas.responses import ID, ITEMS, REFERENCE, TEXT
 
 T = TypeVar("T")
 
@@ -18,8 +20,9 @@ T = TypeVar("T")
 _MAX_PROBLEMS: Final = 100
 #: Longest `param` shown; names of unknown parameters are the caller's own words.
 _MAX_PARAM: Final = 128
+_PATHS: Final = (*ENDPOINTS, RESPONSES)
 #: Names that pydantic puts into a location for members of a union.
-_UNION_MEMBERS: Final = frozenset({TEXTS, TOKENS, *ENDPOINTS})
+_UNION_MEMBERS: Final = frozenset({TEXTS, TOKENS, TEXT, ITEMS, ID, REFERENCE, *_PATHS})
 
 
 def parse(adapter: TypeAdapter[T], raw: bytes) -> T:
@@ -28,7 +31,7 @@ def parse(adapter: TypeAdapter[T], raw: bytes) -> T:
         # The adapter's own method adds nothing but a frame.
         request: T = adapter.validator.validate_json(raw)
     except ValidationError as error:
-        raise _refusal(error) from None
+        raise refusal(error) from None
     # A NUL can only come as an escape; it has no meaning in text and ends strings elsewhere. Read
     # by the same parser again: others refuse what this one has let pass (NaN).
     if b"\\u0000" in raw and (path := _find_nul(from_json(raw), ())) is not None:
@@ -41,10 +44,11 @@ def parse_query(adapter: TypeAdapter[T], query: Mapping[str, str]) -> T:
     try:
         return adapter.validate_strings(dict(query))
     except ValidationError as error:
-        raise _refusal(error) from None
+        raise refusal(error) from None
 
 
-def _refusal(error: ValidationError) -> ApiError:
+def refusal(error: ValidationError) -> ApiError:
+    """What to answer to it, naming the parameter at fault."""
     if error.error_count() > _MAX_PROBLEMS:
         return ApiError("invalid_request", f"The body has more than {_MAX_PROBLEMS} problems.")
     problem = error.errors(include_url=False, include_input=False)[0]
@@ -59,7 +63,7 @@ def _refusal(error: ValidationError) -> ApiError:
     if kind == "missing":
         return ApiError("invalid_request", f"Missing required parameter: {param}.", param=param)
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        allowed = ", ".join(ENDPOINTS)
+        allowed = ", ".join(_PATHS)
         message = f"endpoint is required and one of {allowed}."
         return ApiError("invalid_request", message, param="endpoint")
     if param is None and kind in ("model_type", "model_attributes_type"):

@@ -10,7 +10,9 @@
 --   a:<band>       ZSET    tenant -> virtual time; it has waiting jobs and isn't parked
 --   i:<band>       ZSET    tenant -> virtual time; idle or parked, as long as it is ahead of the clock
 --   s              HASH    per band `V:<band>` (virtual clock) and `lag:<band>` (tokens owed);
+--                          `due:<band>` (tokens taken beyond the charges, not yet in the lags);
 --                          `taken`, `estimated` (fading sums over completed jobs);
+--                          `u:<tenant>` (the same two of a tenant, packed);
 --                          `mode` (`paused`, `draining`, or absent);
 --                          `stale` (writes of stale attempts that were refused);
 --                          `d`, `d:<tenant>` (drain rates: broker/drain.py);
@@ -23,6 +25,9 @@
 --   cancel         channel    ids of running jobs that shall be cancelled
 --   e              ZSET    waiting (queued or delayed) job id -> its deadline (ms), if it has one
 --   dead, bell     STREAM, LIST  dead letters; doorbell with at most one element
+--   bell:batch     LIST    doorbell of workers that have room for batch jobs, when all that waits is
+--                          batch and whoever looked has none
+--   wake:<owner>   LIST    tells a worker that waits that it has room for batch jobs again
 -- and the list `<queue>`: one empty element per waiting job, for readers of LLEN.
 
 local call = redis.call
@@ -54,9 +59,10 @@ local function mode_of(base)
   return call('HGET', base .. 's', 'mode') or nil
 end
 
-local function ring(base)
-  if call('EXISTS', base .. 'bell') == 0 then
-    call('RPUSH', base .. 'bell', '1')
+local function ring(base, which)
+  local bell = base .. (which or 'bell')
+  if call('EXISTS', bell) == 0 then
+    call('RPUSH', bell, '1')
   end
 end
 
@@ -152,19 +158,23 @@ local function put(base, push, id, band, tenant, now)
   return length
 end
 
--- Corrects what a start was charged. A refund never reaches below the clock, so that it can't hold
--- up tenants who came while the charge stood.
-local function settle(base, band, tenant, tokens, weight)
+-- Corrects what a start was charged: the job took `taken`. A refund reaches below the clock by no more
+-- than that, so that it can't hold up tenants who came while the charge stood; and not at all when the
+-- tenant doesn't race. The caller puts the difference into `due:<band>`.
+local function settle(base, band, tenant, taken, charged, weight, clock)
+  local tokens = taken - charged
   if tokens == 0 then
     return
   end
   local key = base .. 'a:' .. band
-  local own = call('ZSCORE', key, tenant)
-  if not own then
-    key = base .. 'i:' .. band
-    own = call('ZSCORE', key, tenant)
+  local own = tonumber(call('ZSCORE', key, tenant) or nil)
+  if own then
+    local least = math.min(own, clock - taken / weight)
+    call('ZADD', key, math.max(least, own + tokens / weight), tenant)
+    return
   end
-  local clock = clock_of(base, band)
+  key = base .. 'i:' .. band
+  own = call('ZSCORE', key, tenant)
   local from = math.max(clock, tonumber(own or clock))
   local to = math.max(clock, from + tokens / weight)
   if own or to > clock then
@@ -182,7 +192,7 @@ end
 local function read_job(id)
   local raw = call('HMGET', 'fb:job:' .. id, 'status', 'tenant', 'band', 'model', 'cost', 'attempt',
     'refunds', 'max_attempts', 'seq', 'result_ttl_s', 'deadline_ms',
-    'created_ms', 'queued_ms', 'limits', 'key_id')
+    'created_ms', 'queued_ms', 'limits', 'key_id', 'erased_ms', 'webhook')
   if not raw[1] then
     return nil
   end
@@ -191,7 +201,7 @@ local function read_job(id)
     cost = tonumber(raw[5]), attempt = tonumber(raw[6] or 0), refunds = tonumber(raw[7] or 0),
     max_attempts = tonumber(raw[8]), seq = tonumber(raw[9]), ttl = tonumber(raw[10]),
     deadline = raw[11] or nil, since = tonumber(raw[13] or raw[12]),
-    limits = raw[14] or nil, key_id = raw[15] or '',
+    limits = raw[14] or nil, key_id = raw[15] or '', erased = raw[16], webhook = raw[17] or nil,
   }
 end
 
@@ -210,11 +220,14 @@ local function count_stale(base)
   call('HINCRBY', base .. 's', 'stale', 1)
 end
 
--- Ends the lease of a job; returns how many jobs its tenant still runs.
-local function unlease(base, id, tenant)
+-- Ends the lease of a job; returns how many jobs its tenant still runs. A job is in the set `x` as
+-- long as its status is `cancelling`; without a status it may be.
+local function unlease(base, id, tenant, status)
   call('ZREM', base .. 'l', id)
   call('HDEL', base .. 'lo', id)
-  call('SREM', base .. 'x', id)
+  if status ~= 'in_progress' then
+    call('SREM', base .. 'x', id)
+  end
   return count_down(base .. 'if', tenant)
 end
 
@@ -273,6 +286,33 @@ local function settle_limits(job, tokens, now)
   end
 end
 
+-- Takes prompt, output and the caller's own words out of an ended job; who, what and when stay for
+-- STUB_S. The last event says how it ended and has no text.
+local function wipe(id)
+  local key = 'fb:job:' .. id
+  call('HDEL', key, 'body', 'metadata', 'output', 'webhook')
+  call('LTRIM', key .. ':events', -1, -1)
+  call('DEL', key .. ':text')
+  call('EXPIRE', key, STUB_S)
+  call('EXPIRE', key .. ':events', STUB_S)
+end
+
+-- Leaves word of a job's end for the webhook worker, where anybody wants it (broker/webhooks).
+local function announce(id, job, status, seq, now)
+  if not job.webhook and call('EXISTS', 'fb:webhook:endpoints:' .. job.tenant) == 0 then
+    return
+  end
+  if call('LLEN', 'fb:webhook:outbox') >= WEBHOOK_EVENTS then
+    call('HINCRBY', 'fb:webhook:counts', 'overflowed', 1)
+    return
+  end
+  call('RPUSH', 'fb:webhook:outbox', cjson.encode({type = 'job.' .. status, tenant = job.tenant,
+    job = id, seq = seq, ms = now, webhook = job.webhook}))
+  if call('EXISTS', 'fb:webhook:bell') == 0 then
+    call('RPUSH', 'fb:webhook:bell', '1')
+  end
+end
+
 -- Makes a job terminal, once it is out of queue, delay and lease. `fields` are further fields and
 -- values of the record (output, error, usage); `taken`: tokens it really took.
 local function finish(base, id, job, status, now, fields, taken)
@@ -285,9 +325,29 @@ local function finish(base, id, job, status, now, fields, taken)
   end
   call('HSET', key, 'status', status, 'finished_ms', now, 'seq', seq, unpack(fields))
   log_event(id, seq, status, job.attempt)
+  announce(id, job, status, seq, now)
   call('EXPIRE', key, job.ttl)
   call('EXPIRE', key .. ':events', job.ttl)
   call('EXPIRE', key .. ':text', job.ttl)
+  if job.erased then
+    wipe(id)
+  end
+end
+
+-- Cancels a job: 0 it was waiting and is gone | 1 its worker is asked to stop | 2 it had ended.
+local function stop(base, id, job, now)
+  if job.status == 'queued' then
+    unwait(base, id, job)
+    finish(base, id, job, 'cancelled', now, {})
+    return 0
+  elseif job.status == 'in_progress' then
+    call('SADD', base .. 'x', id)
+    call('HSET', 'fb:job:' .. id, 'status', 'cancelling', 'seq', job.seq + 1)
+    log_event(id, job.seq + 1, 'cancelling', job.attempt)
+    call('PUBLISH', base .. 'cancel', id)
+    return 1
+  end
+  return job.status == 'cancelling' and 1 or 2
 end
 
 local function bury(base, id, job, now, code)
@@ -301,10 +361,12 @@ end
 -- count; the number itself is never used again, as it fences.
 local function give_back(base, id, job, charged, now, delay_ms, refund, weight, cap)
   local cancel = call('SISMEMBER', base .. 'x', id) == 1
-  local running = unlease(base, id, job.tenant)
+  local running = unlease(base, id, job.tenant, job.status)
   if refund then
     job.refunds = job.refunds + 1
-    settle(base, job.band, job.tenant, -charged, weight)
+    settle(base, job.band, job.tenant, 0, charged, weight, clock_of(base, job.band))
+    local due = 'due:' .. job.band
+    call('HSET', base .. 's', due, tonumber(call('HGET', base .. 's', due) or 0) - charged)
   end
   unpark(base, job.tenant, running, cap)
   if cancel then

@@ -11,19 +11,7 @@ local function cancel(id)
   if not job or (ARGV[1] ~= '' and ARGV[1] ~= job.tenant) then
     return -1
   end
-  local base = base_of(job.model)
-  if job.status == 'queued' then
-    unwait(base, id, job)
-    finish(base, id, job, 'cancelled', now_ms(), {})
-    return 0
-  elseif job.status == 'in_progress' then
-    call('SADD', base .. 'x', id)
-    call('HSET', 'fb:job:' .. id, 'status', 'cancelling', 'seq', job.seq + 1)
-    log_event(id, job.seq + 1, 'cancelling', job.attempt)
-    call('PUBLISH', base .. 'cancel', id)
-    return 1
-  end
-  return job.status == 'cancelling' and 1 or 2
+  return stop(base_of(job.model), id, job, now_ms())
 end
 
 local results = {}

@@ -2,6 +2,7 @@
 -- Leases jobs to a worker in fair order (broker/fairness.py is the specification).
 -- KEYS[1] base `fb:{<queue>}:`
 -- ARGV[1] owner  [2] lease (ms)  [3] most jobs  [4] default weight  [5] default cap
+-- ARGV[6] most batch jobs among them
 -- Returns a flat list of id, record (a flat list of fields and values), id, record, …
 
 local base, owner = KEYS[1], ARGV[1]
@@ -10,7 +11,8 @@ local lease_ms, wanted = tonumber(ARGV[2]), tonumber(ARGV[3])
 -- to the next one.
 local RECLAIMS, PROMOTIONS, DEADLINES, PARKINGS = 16, 32, 32, 32
 
-if not (lease_ms and wanted and tonumber(ARGV[4]) and tonumber(ARGV[5])) then
+local room = tonumber(ARGV[6])
+if not (lease_ms and wanted and tonumber(ARGV[4]) and tonumber(ARGV[5]) and room) then
   return redis.error_reply('ERR bad lease or limit')
 end
 
@@ -20,16 +22,36 @@ promote(base, now, PROMOTIONS)
 expire(base, now, DEADLINES)
 
 local clock, lag, head = {}, {}, {}
-local state = call('HMGET', base .. 's', 'mode', 'taken', 'estimated', unpack(STATE))
-if table.remove(state, 1) == 'paused' then
+STATE[#STATE + 1], STATE[#STATE + 2], STATE[#STATE + 3] = 'mode', 'taken', 'estimated'
+local state = call('HMGET', base .. 's', unpack(STATE))
+if state[#STATE - 2] == 'paused' then
   return {}
 end
-local taken, estimated = tonumber(table.remove(state, 1) or 0), tonumber(table.remove(state, 1) or 0)
--- The part of their cost that jobs take.
-local ratio = estimated > 0 and math.min(taken / estimated, 1) or 1
+local taken, estimated = tonumber(state[#STATE - 1] or 0), tonumber(state[#STATE] or 0)
 for b = 1, #BANDS do
   clock[b] = tonumber(state[b] or 0)
   lag[b] = tonumber(state[#BANDS + b] or 0)
+end
+
+-- The part of their cost that the tenant's jobs take: its own, or that of all jobs.
+local ratios = {}
+local function ratio(tenant)
+  local known = ratios[tenant]
+  if not known then
+    local took, expected = taken, estimated
+    local used = call('HGET', base .. 's', 'u:' .. tenant)
+    if used then
+      took, expected = struct.unpack('<dd', used)
+    end
+    known = expected > 0 and math.min(took / expected, 1) or 1
+    ratios[tenant] = known
+  end
+  return known
+end
+
+-- A band without room starts nothing.
+local function may(b)
+  return head[b] and (b < #BANDS or room > 0)
 end
 
 local function look(b)
@@ -49,10 +71,10 @@ end
 local function choose()
   local chosen, most = nil, 0
   for b = 1, #BANDS do
-    if head[b] then
+    if may(b) then
       if not chosen then
         chosen = b
-      elseif lag[b] / SHARE[BANDS[b]] > most and lag[b] >= head_cost(b) * ratio then
+      elseif lag[b] / SHARE[BANDS[b]] > most and lag[b] >= head_cost(b) * ratio(head[b][1]) then
         chosen, most = b, lag[b] / SHARE[BANDS[b]]
       end
     end
@@ -64,6 +86,24 @@ local claims, popped, parkings, late = {}, 0, 0, 0
 for b = 1, #BANDS do
   look(b)
 end
+-- What jobs took beyond their charges, or less, goes into the lags.
+local balanced = false
+for b = 1, #BANDS do
+  local due = tonumber(state[2 * #BANDS + b] or 0)
+  if due ~= 0 then
+    balanced = true
+    local total = 0
+    for each = 1, #BANDS do
+      total = total + ((head[each] or each == b) and SHARE[BANDS[each]] or 0)
+    end
+    for each = 1, #BANDS do
+      if head[each] then
+        lag[each] = lag[each] + due * SHARE[BANDS[each]] / total
+        lag[each] = lag[each] - (each == b and due or 0)
+      end
+    end
+  end
+end
 
 while wanted > 0 and parkings < PARKINGS and late < DEADLINES do
   local b = choose()
@@ -72,8 +112,10 @@ while wanted > 0 and parkings < PARKINGS and late < DEADLINES do
   end
   local band, tenant, vtime = BANDS[b], head[b][1], tonumber(head[b][2])
   local cap = policy('cap', tenant, ARGV[5])
-  local running = tonumber(call('HGET', base .. 'if', tenant) or 0)
-  if running >= cap then
+  -- Counted in at once; out again where nothing starts.
+  local running = call('HINCRBY', base .. 'if', tenant, 1)
+  if running > cap then
+    count_down(base .. 'if', tenant)
     parkings = parkings + 1
     park(base, tenant)
     for each = 1, #BANDS do
@@ -92,20 +134,22 @@ while wanted > 0 and parkings < PARKINGS and late < DEADLINES do
       call('ZREM', base .. 'e', id)
     end
     if not at.cost then
+      running = count_down(base .. 'if', tenant)
       forget(base, id)
     elseif deadline and deadline <= now then
+      running = count_down(base .. 'if', tenant)
       count_down(base .. 'n', tenant)
       overdue(base, id, read_job(id), now)
       late = late + 1
     else
       clock[b] = math.max(clock[b], vtime)
-      local charge = tonumber(raw[at.cost]) * ratio
+      local charge = tonumber(raw[at.cost]) * ratio(tenant)
       local total = 0
       for each = 1, #BANDS do
-        total = total + (head[each] and SHARE[BANDS[each]] or 0)
+        total = total + (may(each) and SHARE[BANDS[each]] or 0)
       end
       for each = 1, #BANDS do
-        if head[each] then
+        if may(each) then
           lag[each] = lag[each] + charge * SHARE[BANDS[each]] / total
         end
       end
@@ -128,7 +172,6 @@ while wanted > 0 and parkings < PARKINGS and late < DEADLINES do
       call('ZADD', base .. 'l', now + lease_ms, id)
       call('HSET', base .. 'lo', id, string.format('%d|%.17g|%s', attempt, charge, owner))
       count_down(base .. 'n', tenant)
-      running = call('HINCRBY', base .. 'if', tenant, 1)
       if attempt > 1 then
         call('DEL', 'fb:job:' .. id .. ':text')
       end
@@ -136,10 +179,12 @@ while wanted > 0 and parkings < PARKINGS and late < DEADLINES do
       claims[#claims + 1] = id
       claims[#claims + 1] = raw
       wanted = wanted - 1
+      room = b == #BANDS and room - 1 or room
     end
     call('ZREM', base .. 'o:' .. band, id)
     popped = popped + 1
-    if call('EXISTS', list) == 1 then
+    local more = call('EXISTS', list) == 1
+    if more then
       call('ZADD', base .. 'a:' .. band, vtime, tenant)
     else
       call('ZREM', base .. 'a:' .. band, tenant)
@@ -150,7 +195,7 @@ while wanted > 0 and parkings < PARKINGS and late < DEADLINES do
       for each = 1, #BANDS do
         look(each)
       end
-    else
+    elseif wanted > 0 or not more then
       look(b)
     end
   end
@@ -158,14 +203,22 @@ end
 
 if popped > 0 then
   call('LPOP', mirror_of(base), popped)
+end
+if popped > 0 or balanced then
   local values = {}
   for b = 1, #BANDS do
     values[4 * b - 3], values[4 * b - 2] = STATE[b], clock[b]
     values[4 * b - 1], values[4 * b] = STATE[#BANDS + b], lag[b]
+    if balanced then
+      local k = 4 * #BANDS + 2 * b
+      values[k - 1], values[k] = STATE[2 * #BANDS + b], 0
+    end
   end
   call('HSET', base .. 's', unpack(values))
 end
-if head[1] or head[2] or head[3] then
+if may(1) or may(2) or may(3) then
   ring(base)
+elseif head[#BANDS] then
+  ring(base, 'bell:batch')
 end
 return claims

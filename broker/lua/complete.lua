@@ -34,21 +34,29 @@ if not job or leased ~= attempt then
 end
 
 local now = now_ms()
-local running = unlease(base, id, job.tenant)
+local running = unlease(base, id, job.tenant, job.status)
 taken = math.max(taken, LEAST_TOKENS)
-settle(base, job.band, job.tenant, taken - charged, policy('weight', job.tenant, ARGV[5]))
-local own = 'd:' .. job.tenant
-local sums = call('HMGET', base .. 's', 'd', own, 'taken', 'estimated')
+local own, used, due = 'd:' .. job.tenant, 'u:' .. job.tenant, 'due:' .. job.band
+local sums = call('HMGET', base .. 's', 'd', own, 'V:' .. job.band, due, 'taken', 'estimated', used)
+settle(base, job.band, job.tenant, taken, charged, policy('weight', job.tenant, ARGV[5]),
+  tonumber(sums[3] or 0))
 local changed = {'d', drained(sums[1], now, job.since, taken),
-  own, drained(sums[2], now, job.since, taken)}
+  own, drained(sums[2], now, job.since, taken),
+  due, tonumber(sums[4] or 0) + (taken - charged)}
 if status == 'completed' then
-  changed[5], changed[6] = 'taken', tonumber(sums[3] or 0) * MEMORY + taken
-  changed[7], changed[8] = 'estimated', tonumber(sums[4] or 0) * MEMORY + job.cost
+  local before, expected = 0, 0
+  if sums[7] then
+    before, expected = struct.unpack('<dd', sums[7])
+  end
+  changed[7], changed[8] = 'taken', tonumber(sums[5] or 0) * MEMORY + taken
+  changed[9], changed[10] = 'estimated', tonumber(sums[6] or 0) * MEMORY + job.cost
+  changed[11] = used
+  changed[12] = struct.pack('<dd', before * MEMORY + taken, expected * MEMORY + job.cost)
 end
 call('HSET', base .. 's', unpack(changed))
 unpark(base, job.tenant, running, ARGV[6])
 finish(base, id, job, status, now, {'ended', attempt, unpack(ARGV, 8)}, tonumber(ARGV[4]))
-if ARGV[7] ~= '' then
+if ARGV[7] ~= '' and not job.erased then
   bury(base, id, job, now, ARGV[7])
 end
 return 1

@@ -8,7 +8,8 @@
 
 local FIELDS = {'tenant', 'key_id', 'model', 'endpoint', 'band', 'status', 'cost', 'metadata',
   'stream', 'attempt', 'max_attempts', 'created_ms', 'started_ms', 'finished_ms', 'result_ttl_s',
-  'request_id', 'seq', 'error', 'usage', 'deadline_ms', 'execution_timeout_ms', 'refunds'}
+  'request_id', 'seq', 'error', 'usage', 'deadline_ms', 'execution_timeout_ms', 'refunds',
+  'erased_ms'}
 local newest_first = ARGV[8] == '1'
 local wanted, looks, since = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[4])
 local start = 0

@@ -19,6 +19,9 @@ end
 if call('HGET', KEYS[1], 'retry') == ARGV[4] then
   return {0, 0, now_ms(), {}}
 end
+if job.erased then
+  return {1, 'erased'}
+end
 if job.status ~= 'failed' and job.status ~= 'expired' then
   return {1, job.status}
 end

@@ -32,13 +32,13 @@ for k = 1, #scan[2], 2 do
   end
 end
 
--- Rates of tenants that had nothing done for an hour are of no use.
+-- Rates of tenants that had nothing done for an hour are of no use, nor is what their jobs took.
 scan = call('HSCAN', base .. 's', call('HGET', base .. 's', 'drains') or '0', 'MATCH', 'd:*',
   'COUNT', ARGV[2])
 call('HSET', base .. 's', 'drains', scan[1])
 for k = 1, #scan[2], 2 do
   if select(4, struct.unpack('<dddd', scan[2][k + 1])) < now - 3600000 then
-    call('HDEL', base .. 's', scan[2][k])
+    call('HDEL', base .. 's', scan[2][k], 'u:' .. string.sub(scan[2][k], 3))
   end
 end
 

@@ -7,13 +7,23 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
+
+from broker.async_queue import AsyncRedisQueue
+from broker.connections import connect, connect_async
+from broker.conversations import RedisConversations
+from broker.memory import AsyncMemoryQueue, MemoryQueue
+from broker.redis_queue import RedisQueue
+from broker.results import EventHub, MemoryHub
+from config.settings import load
+from tests.apiserver import Api, serving
 
 FOREBAY = str(Path(sys.executable).parent / "forebay")
 PORTS = ("--api-port", "0", "--flower-port", "0")
@@ -93,3 +103,40 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("stack")
     with running(folder / "data", "--engine", "simulated") as started:
         yield started
+
+
+@pytest.fixture(params=["memory", "valkey"])
+async def api(request: pytest.FixtureRequest) -> AsyncIterator[Api]:
+    if request.param == "memory":
+        settings = load(_env_file=None)
+        memory = MemoryQueue(settings.queue)
+        hub = MemoryHub(memory)
+        await hub.start()
+        async with serving(settings, memory, AsyncMemoryQueue(memory), hub) as running:
+            yield running
+        await hub.stop()
+        return
+    settings = load(_env_file=None, redis={"url": request.getfixturevalue("valkey")})
+    client = connect(settings.redis)
+    async with connect_async(settings.redis) as async_client:
+        events = EventHub(async_client)
+        await events.start()
+        queue = AsyncRedisQueue(async_client, settings.queue)
+        async with serving(
+            settings,
+            RedisQueue(client, settings.queue),
+            queue,
+            events,
+            conversations=RedisConversations(async_client, ttl_s=60),
+        ) as running:
+            yield running
+        await events.stop()
+    client.close()
+
+
+@pytest.fixture
+async def client(api: Api) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with openai.AsyncOpenAI(
+        base_url=api.url + "v1", api_key="a", max_retries=0, timeout=20
+    ) as client:
+        yield client

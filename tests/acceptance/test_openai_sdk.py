@@ -3,57 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import openai
 import pytest
 
-from broker.async_queue import AsyncRedisQueue
-from broker.connections import connect, connect_async
 from broker.jobs import Status
-from broker.memory import AsyncMemoryQueue, MemoryQueue
-from broker.redis_queue import RedisQueue
-from broker.results import EventHub, MemoryHub
-from config.settings import load
-from tests.apiserver import CHAT, EMBED, Api, eventually, serving
+from tests.apiserver import CHAT, EMBED, Api, eventually
 
 HI: list[Any] = [{"role": "user", "content": "hi"}]
 
 
 def _ask(text: str) -> list[Any]:
     return [{"role": "user", "content": text}]
-
-
-@pytest.fixture(params=["memory", "valkey"])
-async def api(request: pytest.FixtureRequest) -> AsyncIterator[Api]:
-    if request.param == "memory":
-        settings = load(_env_file=None)
-        memory = MemoryQueue(settings.queue)
-        hub = MemoryHub(memory)
-        await hub.start()
-        async with serving(settings, memory, AsyncMemoryQueue(memory), hub) as running:
-            yield running
-        await hub.stop()
-        return
-    settings = load(_env_file=None, redis={"url": request.getfixturevalue("valkey")})
-    client = connect(settings.redis)
-    async with connect_async(settings.redis) as async_client:
-        events = EventHub(async_client)
-        await events.start()
-        queue = AsyncRedisQueue(async_client, settings.queue)
-        async with serving(settings, RedisQueue(client, settings.queue), queue, events) as running:
-            yield running
-        await events.stop()
-    client.close()
-
-
-@pytest.fixture
-async def client(api: Api) -> AsyncIterator[openai.AsyncOpenAI]:
-    async with openai.AsyncOpenAI(
-        base_url=api.url + "v1", api_key="a", max_retries=0, timeout=20
-    ) as client:
-        yield client
 
 
 async def test_chat(client: openai.AsyncOpenAI) -> None:

@@ -69,8 +69,10 @@ class Harness:
         self.queue.enqueue(job)
         return job.id
 
-    def claim(self, limit: int = 1, owner: str = "w1") -> list[Claim]:
-        return self.queue.claim(MODEL, owner, limit=limit)
+    def claim(
+        self, limit: int = 1, owner: str = "w1", *, batch_room: int | None = None
+    ) -> list[Claim]:
+        return self.queue.claim(MODEL, owner, limit=limit, batch_room=batch_room)
 
     def claim_one(self, owner: str = "w1") -> Claim:
         (claim,) = self.claim(1, owner)

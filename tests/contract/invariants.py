@@ -7,7 +7,7 @@ from collections import Counter
 import orjson
 import redis
 
-from broker.jobs import BANDS, TERMINAL, EventType, Status
+from broker.jobs import BANDS, TERMINAL, Band, EventType, Status
 
 
 def check(client: redis.Redis, queue: str) -> None:
@@ -21,7 +21,7 @@ def check(client: redis.Redis, queue: str) -> None:
     waiting: Counter[str] = Counter()
     running: Counter[str] = Counter()
     queued: set[str] = set()
-    eligible = False
+    eligible = urgent = False
 
     for band in BANDS:
         lists: dict[str, list[str]] = {}
@@ -38,6 +38,7 @@ def check(client: redis.Redis, queue: str) -> None:
         assert active == {tenant for tenant in lists if tenant not in parked}
         assert not active & idle
         eligible = eligible or bool(active)
+        urgent = urgent or (bool(active) and band is not Band.BATCH)
         if not active:
             assert float(client.hget(base + "s", f"lag:{band}") or 0) == 0
         for tenant, ids in lists.items():
@@ -66,10 +67,13 @@ def check(client: redis.Redis, queue: str) -> None:
     assert totals == dict(waiting + running)
     assert client.llen(queue) == len(queued), "the mirror tells another depth"
     paused = client.hget(base + "s", "mode") == b"paused"
-    assert client.llen(base + "bell") == 1 or not eligible or paused, (
+    bell, batch_bell = client.llen(base + "bell"), client.llen(base + "bell:batch")
+    only_batch = eligible and not urgent
+    assert bell == 1 or (only_batch and batch_bell == 1) or not eligible or paused, (
         "work waits and the bell is silent"
     )
-    assert client.llen(base + "bell") <= 1
+    assert bell <= 1
+    assert batch_bell <= 1
 
     letters = [
         (entry.decode(), fields[b"id"].decode()) for entry, fields in client.xrange(base + "dead")

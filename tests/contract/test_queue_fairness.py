@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from broker import keys
 from broker.jobs import Band
 from tests.contract.harness import MODEL, Harness, policy
 
@@ -78,8 +79,10 @@ def test_a_refund_does_not_hold_up_a_newcomer(harness: Harness) -> None:
     for claim in harness.claim(30):
         harness.submit("newcomer", cost=1_000)
         harness.finish(claim, tokens=10)
-    order = [claim.job.tenant for claim in harness.claim(4)]
-    assert order.count("newcomer") == 2
+    # All that is left of 30,000 tokens given back is one job's worth of what jobs take, 10.
+    order = [claim.job.tenant for claim in harness.claim(13)]
+    assert "newcomer" in order[:3]
+    assert order.count("newcomer") == 6
 
 
 def test_a_newcomer_gets_its_part_of_the_slots_when_jobs_take_less_than_they_might(
@@ -234,3 +237,85 @@ def test_odd_tenant_names(harness: Harness) -> None:
     assert {row.tenant for row in harness.queue.stats(MODEL).top_tenants} == set(names)
     for claim in claims:
         assert harness.queue.requeue(claim)
+
+
+def test_a_tenant_that_takes_little_of_what_it_announces_keeps_its_share(harness: Harness) -> None:
+    """4 slots, equal weights; the jobs of both take the same, one announces ten times as much."""
+    tokens = [40, 160, 100, 20, 180]
+    for n in range(250):
+        harness.submit("exact", cost=tokens[n % 5])
+        harness.submit("cautious", cost=10 * tokens[n % 5])
+    running = harness.claim(4)
+    taken: Counter[str] = Counter()
+    for _ in range(300):
+        claim = running.pop(0)
+        cost, tenant = claim.job.cost, claim.job.tenant
+        took = cost // 10 if tenant == "cautious" else cost
+        taken[tenant] += took
+        harness.finish(claim, tokens=took)
+        running.append(harness.claim_one())
+    assert taken["cautious"] == pytest.approx(taken["exact"], rel=0.05)
+
+
+def test_a_bands_share_is_of_tokens_really_used(harness: Harness) -> None:
+    """Batch jobs take a fifth of what they announce, interactive ones all of it."""
+    for n in range(400):
+        harness.submit("people", band=Band.INTERACTIVE, cost=100)
+        if n < 150:
+            harness.submit("machine", band=Band.BATCH, cost=500)
+    taken: Counter[Band] = Counter()
+    for _ in range(400):
+        claim = harness.claim_one()
+        taken[claim.job.band] += 100
+        harness.finish(claim, tokens=100)
+    assert taken[Band.BATCH] == pytest.approx(taken.total() / 16, rel=0.1)
+
+
+def test_batch_jobs_fill_their_slots_and_no_more(harness: Harness) -> None:
+    for _ in range(6):
+        harness.submit("machine", band=Band.BATCH)
+    assert len(harness.claim(8, batch_room=3)) == 3
+    assert harness.claim(8, batch_room=0) == []
+    urgent = harness.submit("people", band=Band.INTERACTIVE)
+    plain = harness.submit("people", band=Band.STANDARD)
+    assert [each.job.id for each in harness.claim(8, batch_room=0)] == [urgent, plain]
+    assert len(harness.claim(8, batch_room=1)) == 1
+    assert len(harness.claim(8)) == 2
+
+
+def test_a_band_without_room_runs_up_no_debt(harness: Harness) -> None:
+    """A long light load beside a batch flood must not buy batch the slots of a later rush."""
+    for _ in range(100):
+        harness.submit("people", band=Band.INTERACTIVE)
+        harness.submit("machine", band=Band.BATCH)
+    for _ in range(60):
+        (claim,) = harness.claim(1, batch_room=0)
+        harness.finish(claim)
+    order = [band for _, band in _serve(harness, 16)]
+    assert order.count(Band.BATCH) <= 1
+
+
+def test_work_without_room_here_rings_for_others_once(harness: Harness) -> None:
+    if harness.client is None:
+        pytest.skip("no bells in memory")
+    bell, batch_bell = keys.bell(MODEL), keys.batch_bell(MODEL)
+    harness.submit("machine", band=Band.BATCH)
+    harness.client.delete(bell)
+    for _ in range(2):
+        assert harness.claim(1, batch_room=0) == []
+    assert (harness.client.llen(bell), harness.client.llen(batch_bell)) == (0, 1)
+    harness.queue.wake(MODEL, "w1")
+    assert harness.client.llen(keys.wake(MODEL, "w1")) == 1
+    assert 0 < harness.client.pttl(keys.wake(MODEL, "w1")) <= 10_000
+
+
+def test_what_a_tenants_jobs_took_is_forgotten_after_an_hour(harness: Harness) -> None:
+    if harness.client is None:
+        pytest.skip("the memory of a process")
+    harness.submit("gone")
+    harness.finish(harness.claim_one(), tokens=10)
+    state = f"{keys.base(MODEL)}s"
+    assert harness.client.hexists(state, "u:gone")
+    harness.advance(3_700_000)
+    harness.queue.sweep(MODEL)
+    assert not harness.client.hexists(state, "u:gone")

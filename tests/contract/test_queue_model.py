@@ -11,6 +11,7 @@ Time in Redis is its own clock, so each step first sets all times there to those
 from __future__ import annotations
 
 import os
+import struct
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -36,7 +37,7 @@ from broker.errors import (
     QueueFullError,
     RateLimitedError,
 )
-from broker.jobs import BANDS, Accepted, Claim, Delta, NewJob, Outcome, Status, Usage
+from broker.jobs import BANDS, Accepted, Band, Claim, Delta, NewJob, Outcome, Status, Usage
 from broker.limits import RateLimits
 from broker.memory import MemoryQueue
 from broker.policies import TenantPolicy
@@ -88,8 +89,17 @@ MOVES: dict[str, tuple[int, dict[str, st.SearchStrategy[Any]]]] = {
     "put_in": (3, {"jobs": st.lists(JOBS, min_size=1, max_size=4), "crash": CRASH}),
     "api_dies_between_accept_and_answer": (1, {"fields": JOBS}),
     "cancel": (1, {"picks": st.lists(PICK, min_size=1, max_size=3), "crash": CRASH}),
+    "erase": (1, {"pick": PICK, "crash": CRASH}),
     "retry": (2, {"pick": PICK, "deadline": st.sampled_from([0, 8_000]), "crash": CRASH}),
-    "claim": (6, {"limit": st.integers(1, 4), "owner": OWNERS, "crash": CRASH}),
+    "claim": (
+        6,
+        {
+            "limit": st.integers(1, 4),
+            "room": st.sampled_from([None, None, 0, 1, 2]),
+            "owner": OWNERS,
+            "crash": CRASH,
+        },
+    ),
     "act": (
         9,
         {
@@ -109,7 +119,7 @@ MOVES: dict[str, tuple[int, dict[str, st.SearchStrategy[Any]]]] = {
     "look_after": (
         2,
         {
-            "deed": st.sampled_from(["set", "set", "forget", "sweep", "sweep"]),
+            "deed": st.sampled_from(["set", "set", "forget", "sweep", "sweep", "count"]),
             "tenant": TENANTS,
             "weight": st.sampled_from([0.3, 1.0, 4.0]),
             "cap": st.integers(1, 4),
@@ -277,6 +287,9 @@ class Twins(RuleBasedStateMachine):
         self.both(lambda queue: queue.cancel_many(ids, tenant="a"), crash=crash)
         self.both(lambda queue: queue.cancel(ids[0]), crash=crash)
 
+    def erase(self, pick: int, crash: bool) -> None:
+        self.both(lambda queue: queue.erase(self.pick(pick)), crash=crash)
+
     def retry(self, pick: int, deadline: int, crash: bool) -> None:
         ended = [each for each in self.ids if self.memory.get(each).is_terminal]
         job_id = ended[pick % len(ended)] if ended else self.pick(pick)
@@ -294,14 +307,16 @@ class Twins(RuleBasedStateMachine):
         return int(seconds * 1000 + micros // 1000 - self.clock.now)
 
     # -- working side -----------------------------------------------------------------------------
-    def claim(self, limit: int, owner: str, crash: bool) -> None:
+    def claim(self, limit: int, owner: str, crash: bool, room: int | None = None) -> None:
         self.align()
         self.redis.losses = int(crash)
-        real = self.redis.claim(MODEL, owner, limit=limit)
+        real = self.redis.claim(MODEL, owner, limit=limit, batch_room=room)
         if crash:
             # Nobody will ever run these; their leases run out.
-            self.memory.claim(MODEL, owner, limit=limit)
-        twin = self.memory.claim(MODEL, owner, limit=limit)
+            self.memory.claim(MODEL, owner, limit=limit, batch_room=room)
+        twin = self.memory.claim(MODEL, owner, limit=limit, batch_room=room)
+        batch = sum(each.job.band is Band.BATCH for each in real)
+        assert room is None or batch <= room
         assert [(each.job.id, each.attempt) for each in real] == [
             (each.job.id, each.attempt) for each in twin
         ]
@@ -357,6 +372,7 @@ class Twins(RuleBasedStateMachine):
             "set": lambda queue: queue.set_policy(tenant, policy),
             "forget": lambda queue: queue.set_policy(tenant, None),
             "sweep": lambda queue: queue.sweep(MODEL),
+            "count": lambda queue: queue.count_claimable(MODEL, 6),
         }
         self.both(deeds[deed], crash=crash)
 
@@ -381,10 +397,11 @@ class Twins(RuleBasedStateMachine):
             return
         kept = {key.decode(): value for key, value in self.client.hgetall(BASE + "s").items()}
         drains = {name: value for name, value in kept.items() if name.split(":")[0] == "d"}
+        used = {name[2:]: value for name, value in kept.items() if name.startswith("u:")}
         raw = {
             name: float(value)
             for name, value in kept.items()
-            if name not in drains and name != "mode"
+            if name not in drains and not name.startswith("u:") and name != "mode"
         }
         # The clock of Redis went on meanwhile.
         late_ms = 100 + (time.monotonic() - self.aligned_s) * 1000
@@ -397,11 +414,13 @@ class Twins(RuleBasedStateMachine):
             assert drain.busy_ms == pytest.approx(twin_drain.busy_ms, rel=fading, abs=late_ms)
         assert not drains
         fair = state.fair
+        assert {name: struct.unpack("<dd", each) for name, each in used.items()} == fair.own
         assert (raw.get("taken", 0.0), raw.get("estimated", 0.0)) == (fair.taken, fair.estimated)
         for band, twin in fair.bands.items():
             clock = raw.get(f"V:{band}", 0.0)
             assert clock == twin.clock
             assert raw.get(f"lag:{band}", 0.0) == twin.lag
+            assert raw.get(f"due:{band}", 0.0) == twin.due
             assert self.times(f"a:{band}") == twin.active
             assert _ahead(self.times(f"i:{band}"), clock) == _ahead(twin.idle, clock)
         assert {name.decode() for name in self.client.smembers(BASE + "park")} == state.parked

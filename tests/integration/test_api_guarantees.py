@@ -467,6 +467,14 @@ async def test_a_draining_model_takes_nothing_new(api: Api) -> None:
         assert (await response.json())["error"]["code"] == "queue_draining"
         assert response.headers["Retry-After"] == "30"
     api.queue.resume(CHAT)
+    buried = await _ended(api, job("bury worker_lost"))
+    api.queue.drain(CHAT)
+    for path in (f"/{buried}/replay", f"/replay?model={CHAT}"):
+        response = await api.client.post(f"/v1/dead_letters{path}", headers=ADMIN)
+        assert response.status == 503
+        assert (await response.json())["error"]["code"] == "queue_draining"
+    assert api.queue.stats(CHAT).dead == 1
+    api.queue.resume(CHAT)
     await _submit(api, job())
 
 

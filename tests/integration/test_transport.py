@@ -20,7 +20,7 @@ from broker import keys, leases
 from broker.app import broker_url, configuration, make_app, use_transport
 from broker.connections import connect
 from broker.errors import BrokerError
-from broker.jobs import Claim, NewJob, Outcome, Status
+from broker.jobs import Band, Claim, NewJob, Outcome, Status
 from broker.redis_queue import RedisQueue
 from broker.stats import WorkerStatus
 from broker.transport import Channel, NotForMessagesError, Transport
@@ -38,6 +38,7 @@ class Consumer:
         self.client.config_resetstat()
         self.queue = RedisQueue(self.client, Queue())
         self.healthy = True
+        self.batch_slots = credit
         self.registry = leases.LeaseRegistry(
             self.queue,
             queue_name="tiny",
@@ -58,6 +59,7 @@ class Consumer:
                 seen_ms=0,
             ),
             healthy=lambda: self.healthy,
+            batch_slots=lambda: self.batch_slots,
         )
         leases.install(self.registry)
         self.registry.start()
@@ -73,9 +75,9 @@ class Consumer:
             prefetch_count=credit,
         )
 
-    def put(self, count: int = 1) -> list[str]:
+    def put(self, count: int = 1, band: Band = Band.STANDARD) -> list[str]:
         jobs = [
-            NewJob(tenant="acme", model="tiny", endpoint="/v1/test", body=b"{}")
+            NewJob(tenant="acme", model="tiny", endpoint="/v1/test", body=b"{}", band=band)
             for _ in range(count)
         ]
         for job in jobs:
@@ -171,9 +173,9 @@ def test_claims_grow_with_the_work(consumer: Consumer) -> None:
     asked: list[int] = []
     claim_command = consumer.queue.claim_command
 
-    def spy(queue: str, owner: str, limit: int) -> Any:
+    def spy(queue: str, owner: str, limit: int, room: int | None) -> Any:
         asked.append(limit)
-        return claim_command(queue, owner, limit)
+        return claim_command(queue, owner, limit, room)
 
     consumer.queue.claim_command = spy  # type: ignore[method-assign]
     consumer.put(7)
@@ -202,6 +204,51 @@ def test_lost_bell_is_healed_within_a_second(consumer: Consumer) -> None:
     consumer.put()
     consumer.client.delete(keys.bell("tiny"))
     consumer.turn(lambda: len(consumer.messages) == 1, turns=30)
+
+
+def test_batch_jobs_leave_slots_free(consumer: Consumer) -> None:
+    consumer.batch_slots = 2
+    batch = consumer.put(5, Band.BATCH)
+    consumer.consumer.consume()
+    consumer.turn(lambda: consumer.client.llen(keys.batch_bell("tiny")) == 1)
+    assert [message.headers["id"] for message in consumer.messages] == batch[:2]
+    consumer.turn(lambda: commands(consumer, "brpop") > 0)
+    (urgent,) = consumer.put(1, Band.INTERACTIVE)
+    consumer.turn(lambda: len(consumer.messages) == 3)
+    assert consumer.messages[2].headers["id"] == urgent
+
+
+def test_the_end_of_a_batch_job_wakes_a_worker_without_room(consumer: Consumer) -> None:
+    rooms: list[int | None] = []
+    claim_command = consumer.queue.claim_command
+
+    def spy(queue: str, owner: str, limit: int, room: int | None) -> Any:
+        rooms.append(room)
+        return claim_command(queue, owner, limit, room)
+
+    consumer.queue.claim_command = spy  # type: ignore[method-assign]
+    consumer.batch_slots = 2
+    consumer.put(3, Band.BATCH)
+    consumer.consumer.consume()
+    channel: Channel = consumer.channel
+    consumer.turn(lambda: rooms[-1:] == [0] and not channel._asked and bool(channel._in_poll))
+    consumer.settle(consumer.messages[0])
+    # One turn of 0.1 s or so: without the wake-up it would take a second.
+    consumer.turn(lambda: len(consumer.messages) == 3, turns=5)
+    assert rooms[-1] == 1
+    assert not consumer.client.exists(keys.wake("tiny", OWNER))
+
+
+def test_a_worker_with_room_hears_of_batch_work_that_another_has_no_room_for(
+    consumer: Consumer,
+) -> None:
+    consumer.consumer.consume()
+    consumer.turn(lambda: commands(consumer, "brpop") > 0)
+    (job_id,) = consumer.put(1, Band.BATCH)
+    consumer.client.delete(keys.bell("tiny"))
+    assert consumer.queue.claim("tiny", "other", batch_room=0) == []
+    consumer.turn(lambda: len(consumer.messages) == 1, turns=5)
+    assert consumer.messages[0].headers["id"] == job_id
 
 
 def test_rejected_message_gives_its_job_back(consumer: Consumer) -> None:
@@ -267,10 +314,10 @@ def test_refusal_is_logged_once_and_waited_out(
     claim_command = consumer.queue.claim_command
     left = 3
 
-    def refused(queue: str, owner: str, limit: int) -> Any:
+    def refused(queue: str, owner: str, limit: int, room: int | None) -> Any:
         nonlocal left
         left -= 1
-        return claim_command(queue, owner, limit) if left < 0 else ["EVALSHA", "x"]
+        return claim_command(queue, owner, limit, room) if left < 0 else ["EVALSHA", "x"]
 
     consumer.queue.claim_command = refused  # type: ignore[method-assign]
     consumer.put()

@@ -116,6 +116,27 @@ def test_drain_hands_back_what_outlives_the_grace(lab: Lab) -> None:
         lab.await_start(job_id, attempt=2)
 
 
+def test_workers_are_replaced_one_after_another_under_load(lab: Lab) -> None:
+    """A rolling upgrade: nothing is lost, run twice, or held up by more than a drain."""
+    workers = [lab.start(concurrency=2), lab.start(concurrency=2)]
+    ids = lab.put(8, sleep_s=0.2)
+    for old in workers:
+        ids += lab.put(8, sleep_s=0.2)
+        until(lambda old=old: str(old.pid) in "".join(lab.starts()), "it works")
+        new = lab.start(concurrency=2)
+        ids += lab.put(8, sleep_s=0.2)
+        old.send_signal(signal.SIGTERM)
+        assert old.wait(10) == 0
+        until(lambda new=new: str(new.pid) in "".join(lab.starts()), "its successor works")
+    last = lab.put(sleep_s=0.0)
+    lab.await_end(ids + last)
+    lab.assert_completed_once(ids + last)
+    # The drain was longer than any job: none was handed back or begun twice.
+    assert len(lab.starts()) == len(ids + last)
+    waits_ms = [lab.job(x).started_ms - lab.job(x).created_ms for x in ids]  # type: ignore[operator]
+    assert max(waits_ms) < 8_000
+
+
 def test_second_signal_hands_running_jobs_back(valkey_lab: Lab) -> None:
     lab = valkey_lab
     worker = lab.start(concurrency=1, FOREBAY_WORKER__GRACE_S="60")

@@ -42,10 +42,8 @@ class Lab:
 
     def __init__(self, url: str, folder: Path, *, ttl_s: float = 2.0, grace_s: float = 8.0) -> None:
         self.url = url
-        self.client = redis.Redis.from_url(url, protocol=2)
-        self.queue = RedisQueue(
-            connect(Redis(url=SecretStr(url))), Queue(lease_ttl_s=ttl_s, claim_batch=4)
-        )
+        self.client = connect(Redis(url=SecretStr(url)))
+        self.queue = RedisQueue(self.client, Queue(lease_ttl_s=ttl_s, claim_batch=4))
         self.workers: list[subprocess.Popen[bytes]] = []
         self._folder = folder
         self._environment = {

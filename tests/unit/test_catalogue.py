@@ -22,7 +22,7 @@ def test_the_shipped_models() -> None:
     assert {spec.kind for spec in models.values()} == {"chat", "embedding"}
     assert all(spec.sha256 for spec in models.values())
     chat = models["smollm2-135m"]
-    assert chat.endpoints == ("/v1/chat/completions", "/v1/completions")
+    assert chat.endpoints == ("/v1/chat/completions", "/v1/completions", "/v1/responses")
     assert chat.output_limit <= chat.context_tokens
 
 

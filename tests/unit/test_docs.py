@@ -12,6 +12,7 @@ from api.errors import CODES
 from api.metrics import Metrics, _families
 from broker.stats import QueueStats
 from workers.metrics import WorkerMetrics
+from workers.webhooks.metrics import WebhookMetrics
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,6 +37,7 @@ def test_metrics() -> None:
     api, workers = CollectorRegistry(), CollectorRegistry()
     Metrics(api)
     WorkerMetrics("model", "engine", workers)
+    WebhookMetrics(workers)
     stats = QueueStats(queue="model", bands=(), delayed=0, in_flight=0, dead=0)
     families = [*api.collect(), *workers.collect(), *_families([stats], [])]
     found = {family.name + ("_total" if family.type == "counter" else "") for family in families}

@@ -135,7 +135,7 @@ class SimulatedEngine:
         body = request.body
         if request.endpoint == "/v1/embeddings":
             return self._admit_embeddings(request)
-        param = "messages" if request.endpoint == "/v1/chat/completions" else "prompt"
+        param = "messages" if "messages" in body else "prompt"
         content = _content(body, param)
         prompt_tokens = _count(content) + 4 * len(body.get("messages", ()))
         admit_prompt(range(min(prompt_tokens, 1)), self._limits, param=param)

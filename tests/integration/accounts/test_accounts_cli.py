@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from api.accounts import schema
 from api.auth import keys
 from broker.keys import POLICY_WEIGHT
 from config.settings import Settings
@@ -67,7 +68,7 @@ def failed(done: subprocess.CompletedProcess[str], code: int) -> str:
 def test_from_an_empty_database_to_a_revoked_key(forebay: Run, valkey: str) -> None:
     assert "forebay db upgrade" in failed(forebay("tenants", "list"), 1)
     upgraded = forebay("db", "upgrade", "--json")
-    assert json.loads(upgraded.stdout) == {"from": None, "to": "0002"}
+    assert json.loads(upgraded.stdout) == {"from": None, "to": schema.head()}
     assert "already" in forebay("db", "upgrade").stdout
 
     created = forebay("tenants", "create", "acme", "--weight", "2.5", "--max-jobs", "5", "--json")

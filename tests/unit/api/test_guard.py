@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from structlog.testing import capture_logs
 
 from api import keys
 from api.auth.errors import AuthenticationUnavailableError
+from api.files.ids import new_batch_id, new_file_id
 from api.middlewares import guard
 from api.routes import PUBLIC, ROUTES, Route
 from broker.errors import BrokerUnavailableError
@@ -22,7 +24,16 @@ from tests.apiserver import CHAT, Api, chat, job
 
 
 def _path(route: Route) -> str:
-    return route.path.format(job_id=new_job_id(), model=CHAT)
+    return route.path.format(
+        job_id=new_job_id(),
+        model=CHAT,
+        response_id="resp_x",
+        conversation_id="conv_x",
+        item_id="msg_x",
+        asset="start.js",
+        file_id=new_file_id(),
+        batch_id=new_batch_id(),
+    )
 
 
 @pytest.fixture
@@ -42,8 +53,14 @@ def test_a_route_without_a_known_scope_does_not_start(scope: str) -> None:
         Route("GET", "/v1/x", handler, scope)
 
 
-def test_only_the_probes_are_public() -> None:
-    assert {route.path for route in ROUTES if route.scope == PUBLIC} == {"/healthz", "/readyz"}
+def test_only_the_probes_and_the_reference_are_public() -> None:
+    assert {route.path for route in ROUTES if route.scope == PUBLIC} == {
+        "/healthz",
+        "/readyz",
+        "/openapi.json",
+        "/docs",
+        "/docs/{asset}",
+    }
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")
@@ -306,3 +323,17 @@ async def test_a_crash_is_logged_with_its_request_id(
     (entry,) = [entry for entry in logs if entry["event"] == "request_crashed"]
     assert entry["request_id"] == response.headers["x-request-id"]
     assert isinstance(entry["exc_info"], RuntimeError)
+
+
+async def test_a_body_in_tiny_chunks_is_refused(api: Api) -> None:
+    async def dribble(size: int, count: int) -> AsyncIterator[bytes]:
+        for _ in range(count):
+            yield b" " * size
+
+    tiny = await api.client.post("/v1/jobs", data=dribble(1, 2_000))
+    assert tiny.status == 400
+    assert "chunks" in (await tiny.json())["error"]["message"]
+    fair = await api.client.post("/v1/jobs", data=dribble(100, 500))
+    assert "not valid JSON" in (await fair.json())["error"]["message"]
+    large = await api.client.post("/v1/jobs", data=dribble(1_000, 100))
+    assert large.status == 413

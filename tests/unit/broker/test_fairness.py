@@ -68,24 +68,89 @@ def test_a_charge_is_corrected_upwards_and_downwards() -> None:
     fair = FairShare()
     fair.join(HIGH, "a")
     _run(fair, 1, cost=100)
-    fair.settle(HIGH, "a", -40, 2.0)
+    fair.settle(HIGH, "a", 60, 100, 2.0)
     assert fair.bands[HIGH].active["a"] == 80
-    fair.settle(HIGH, "a", 10, 1.0)
+    fair.settle(HIGH, "a", 110, 100, 1.0)
     assert fair.bands[HIGH].active["a"] == 90
 
 
-def test_a_refund_stops_at_the_clock() -> None:
+def test_a_refund_reaches_below_the_clock_by_what_was_taken_at_most() -> None:
     fair = FairShare()
     fair.join(HIGH, "a")
     _run(fair, 3, cost=100)
-    fair.settle(HIGH, "a", -250, 1.0)
-    assert fair.bands[HIGH].active["a"] == fair.bands[HIGH].clock == 200
+    assert fair.bands[HIGH].clock == 200
+    fair.settle(HIGH, "a", 30, 280, 2.0)
+    assert fair.bands[HIGH].active["a"] == 200 - 15
+    fair.settle(HIGH, "a", 10, 100, 1.0)
+    assert fair.bands[HIGH].active["a"] == 185, "what is below already stays"
+    fair.settle(HIGH, "a", 0, 50, 1.0)
+    assert fair.bands[HIGH].active["a"] == 185
+
+
+def test_credit_ends_with_the_race() -> None:
+    fair = FairShare()
+    fair.join(HIGH, "a")
+    _run(fair, 3, cost=100)
+    fair.settle(HIGH, "a", 30, 280, 1.0)
+    fair.leave(HIGH, "a")
+    fair.join(HIGH, "a")
+    assert fair.bands[HIGH].active["a"] == fair.bands[HIGH].clock
+
+
+def test_a_start_is_charged_what_the_tenants_jobs_take() -> None:
+    fair = FairShare()
+    for tenant in ("frugal", "greedy", "newcomer"):
+        fair.join(HIGH, tenant)
+    fair.learn("frugal", 100, 10)
+    fair.learn("greedy", 100, 100)
+    assert fair.start(HIGH, "frugal", 100, 1.0) == pytest.approx(10)
+    assert fair.start(HIGH, "greedy", 100, 1.0) == pytest.approx(100)
+    assert fair.start(HIGH, "newcomer", 100, 1.0) == pytest.approx(55, abs=1)
+
+
+def test_a_bands_debt_is_settled_with_what_its_jobs_took() -> None:
+    fair = FairShare()
+    fair.join(HIGH, "h")
+    fair.join(LOW, "l")
+    fair.start(LOW, "l", 800, 1.0)
+    assert fair.bands[LOW].lag == pytest.approx(-750)
+    fair.settle(LOW, "l", 80, 800, 1.0)
+    fair.balance()
+    assert fair.bands[LOW].lag == pytest.approx(-75)
+    assert fair.bands[HIGH].lag == pytest.approx(75)
+    fair.balance()
+    assert fair.bands[LOW].lag == pytest.approx(-75), "once"
+
+
+def test_a_debt_settled_after_the_band_has_emptied_is_others_alone() -> None:
+    fair = FairShare()
+    for band in BANDS:
+        fair.join(band, "a")
+    fair.start(LOW, "a", 100, 1.0)
+    fair.leave(LOW, "a")
+    before = [fair.bands[band].lag for band in BANDS]
+    fair.settle(LOW, "a", 200, 100, 1.0)
+    fair.balance()
+    after = [fair.bands[band].lag for band in BANDS]
+    assert [b - a for a, b in zip(before, after, strict=True)] == pytest.approx([75, 20, 0])
+
+
+def test_a_band_without_room_is_neither_chosen_nor_owed() -> None:
+    fair = FairShare()
+    fair.join(LOW, "l")
+    assert fair.choose(lambda band, tenant: 1, full=[LOW]) is None
+    fair.join(HIGH, "h")
+    fair.bands[LOW].lag = 1_000.0
+    assert fair.choose(lambda band, tenant: 1) == (LOW, "l")
+    assert fair.choose(lambda band, tenant: 1, full=[LOW]) == (HIGH, "h")
+    fair.start(HIGH, "h", 100, 1.0, full=[LOW])
+    assert (fair.bands[LOW].lag, fair.bands[HIGH].lag) == (1_000.0, 0.0)
 
 
 def test_a_tenant_out_of_the_race_is_charged_too() -> None:
     fair = FairShare()
-    fair.settle(HIGH, "a", 50, 1.0)
-    fair.settle(HIGH, "b", -50, 1.0)
+    fair.settle(HIGH, "a", 150, 100, 1.0)
+    fair.settle(HIGH, "b", 50, 100, 1.0)
     assert fair.bands[HIGH].idle == {"a": 50}
 
 

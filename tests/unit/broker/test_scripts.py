@@ -16,7 +16,7 @@ FOLDER = resources.files("broker") / "lua"
 
 
 def test_every_file_is_a_script() -> None:
-    files = {entry.name for entry in FOLDER.iterdir()} - {"_prelude.lua"}
+    files = {entry.name for entry in FOLDER.iterdir()} - {"_prelude.lua", "_webhooks.lua"}
     assert files == {f"{script.name}.lua" for script in ALL}
 
 
@@ -53,11 +53,23 @@ def test_shares_come_from_the_house() -> None:
         assert f"{band} = {share!r}".encode() in scripts.CLAIM.source
 
 
+#: What puts work in is refused as a whole when memory is short.
+PUT_IN = (
+    scripts.ENQUEUE,
+    scripts.RETRY,
+    scripts.REPLAY_DEAD,
+    scripts.CONVERSE,
+    scripts.WEBHOOK_PUT,
+    scripts.WEBHOOK_AGAIN,
+    scripts.WEBHOOK_MIRROR,
+)
+
+
 def test_what_ends_a_job_runs_when_memory_is_short() -> None:
     for script in ALL:
         flags = script.source.split(b"\n", 1)[0]
         # A streaming job's last text goes out before its end.
-        if script in (scripts.ENQUEUE, scripts.RETRY, scripts.REPLAY_DEAD):
+        if script in PUT_IN:
             assert flags == b"#!lua"
         else:
             assert flags in (b"#!lua flags=allow-oom", b"#!lua flags=no-writes")

@@ -46,6 +46,7 @@ def test_the_services(compose: dict[str, Any]) -> None:
         "api",
         "worker-chat",
         "worker-embedding",
+        "webhooks",
         "flower",
         "prometheus",
     }
@@ -70,7 +71,7 @@ def test_every_variable_is_a_setting(
 
 def test_each_model_has_a_worker(compose: dict[str, Any]) -> None:
     commands = [service.get("command") or [] for service in compose["services"].values()]
-    served = {command[-1] for command in commands if "workers" in command}
+    served = {command[-1] for command in commands if "--model" in command}
     assert served == set(catalogue.load())
 
 

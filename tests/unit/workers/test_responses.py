@@ -50,8 +50,9 @@ RESULT = EngineResult(
 )
 
 
-def test_chat() -> None:
-    raw = response_body(_job("/v1/chat/completions"), {}, RESULT)
+@pytest.mark.parametrize("endpoint", ["/v1/chat/completions", "/v1/responses"])
+def test_chat(endpoint: str) -> None:
+    raw = response_body(_job(endpoint), {}, RESULT)
     body = ChatCompletion.model_validate_json(raw, strict=True)
     assert (body.id, body.created, body.object) == (
         "chatcmpl-abc",

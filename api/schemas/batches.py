@@ -1,0 +1,100 @@
+"""The body of a new batch, one line of its input, and a batch as its owner sees it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter
+
+from api.accounts.batches import Batch
+from api.schemas.fields import Metadata, Schema
+from api.schemas.files import ExpiresAfter
+from api.schemas.inference import ChatRequest, CompletionRequest, EmbeddingRequest
+
+BatchEndpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings"]
+_CustomId = Annotated[str, Field(min_length=1, max_length=512)]
+
+
+class NewBatch(Schema):
+    """Body of `POST /v1/batches`."""
+
+    input_file_id: Annotated[str, Field(min_length=1, max_length=64)]
+    endpoint: BatchEndpoint
+    completion_window: Literal["24h"]
+    metadata: Metadata | None = None
+    output_expires_after: ExpiresAfter | None = None
+
+
+class BatchListing(Schema):
+    """Query of `GET /v1/batches`."""
+
+    after: Annotated[str, Field(max_length=64)] | None = None
+    limit: Annotated[int, Field(ge=1, le=100, strict=False)] = 20
+
+
+class _Line(Schema):
+    custom_id: _CustomId
+    method: Literal["POST"]
+
+
+class ChatLine(_Line):
+    url: Literal["/v1/chat/completions"]
+    body: ChatRequest
+
+
+class CompletionLine(_Line):
+    url: Literal["/v1/completions"]
+    body: CompletionRequest
+
+
+class EmbeddingLine(_Line):
+    url: Literal["/v1/embeddings"]
+    body: EmbeddingRequest
+
+
+Line = ChatLine | CompletionLine | EmbeddingLine
+
+NEW_BATCH = TypeAdapter(NewBatch)
+BATCH_LISTING = TypeAdapter(BatchListing)
+#: By the batch's endpoint, which all its lines have to name.
+LINES: dict[str, TypeAdapter[Any]] = {
+    "/v1/chat/completions": TypeAdapter(ChatLine),
+    "/v1/completions": TypeAdapter(CompletionLine),
+    "/v1/embeddings": TypeAdapter(EmbeddingLine),
+}
+
+
+def batch_object(batch: Batch) -> dict[str, Any]:
+    """For `orjson.dumps`; OpenAI's shape."""
+    ended = _seconds(batch.ended_at)
+    return {
+        "id": batch.id,
+        "object": "batch",
+        "endpoint": batch.endpoint,
+        "errors": {"object": "list", "data": batch.errors} if batch.errors else None,
+        "input_file_id": batch.input_file_id,
+        "completion_window": "24h",
+        "status": batch.status,
+        "output_file_id": batch.output_file_id,
+        "error_file_id": batch.error_file_id,
+        "created_at": _seconds(batch.created_at),
+        "in_progress_at": _seconds(batch.in_progress_at),
+        "expires_at": _seconds(batch.expires_at),
+        "finalizing_at": _seconds(batch.finalizing_at),
+        "completed_at": ended if batch.status == "completed" else None,
+        "failed_at": ended if batch.status == "failed" else None,
+        "expired_at": ended if batch.status == "expired" else None,
+        "cancelling_at": _seconds(batch.cancelling_at),
+        "cancelled_at": ended if batch.status == "cancelled" else None,
+        "request_counts": {
+            "total": batch.total,
+            "completed": batch.completed,
+            "failed": batch.failed,
+        },
+        "metadata": batch.metadata or None,
+    }
+
+
+def _seconds(moment: datetime | None) -> int | None:
+    return int(moment.timestamp()) if moment else None

@@ -1,0 +1,175 @@
+"""Conversations: items in order, kept in Redis for a time after the last change.
+
+A response that takes part locks its conversation (`pending`); what it said is added when somebody
+next looks, so nothing is lost with the process that made it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import redis.asyncio
+from redis.exceptions import RedisError
+
+from broker import keys, scripts
+from broker.connections import translate
+
+#: Id of an item, and the item as JSON.
+Item = tuple[str, bytes]
+
+
+class ConversationNotFoundError(Exception):
+    """No such conversation, or it belongs to another tenant."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Conversation:
+    id: str
+    tenant: str
+    created_ms: int
+    #: The caller's own `metadata` as JSON.
+    metadata: bytes = b"{}"
+    #: Job of the response that takes part and isn't settled; empty when there is none.
+    pending: str = ""
+
+
+class RedisConversations:
+    """Every call may raise `BrokerUnavailableError`."""
+
+    def __init__(self, client: redis.asyncio.Redis, *, ttl_s: int) -> None:
+        # Untyped in redis-py.
+        self._client: Any = client
+        self._converse: Any = self._client.register_script(scripts.CONVERSE.source)
+        self._ttl_s = ttl_s
+
+    async def create(self, conversation: Conversation, items: Sequence[Item]) -> None:
+        key = keys.conversation(conversation.id)
+        fields = {
+            "tenant": conversation.tenant,
+            "created_ms": conversation.created_ms,
+            "metadata": conversation.metadata,
+        }
+        async with _translated(), self._client.pipeline(transaction=True) as pipe:
+            pipe.hset(key, mapping=fields)
+            pipe.expire(key, self._ttl_s)
+            await pipe.execute()
+        if items:
+            await self.add(conversation.id, items)
+
+    async def get(self, conversation_id: str, tenant: str) -> Conversation:
+        """Raises `ConversationNotFoundError`."""
+        async with _translated():
+            raw = await self._client.hgetall(keys.conversation(conversation_id))
+        if raw.get(b"tenant") != tenant.encode():
+            raise ConversationNotFoundError
+        return Conversation(
+            id=conversation_id,
+            tenant=tenant,
+            created_ms=int(raw[b"created_ms"]),
+            metadata=raw[b"metadata"],
+            pending=raw.get(b"pending", b"").decode(),
+        )
+
+    async def update(self, conversation_id: str, metadata: bytes) -> None:
+        async with _translated():
+            await self._client.hset(keys.conversation(conversation_id), "metadata", metadata)
+        await self.add(conversation_id, ())
+
+    async def delete(self, conversation_id: str) -> None:
+        async with _translated():
+            await self._client.delete(
+                keys.conversation(conversation_id), keys.conversation_items(conversation_id)
+            )
+
+    async def items(self, conversation_id: str) -> list[bytes]:
+        """All items, oldest first."""
+        async with _translated():
+            values = await self._client.hvals(keys.conversation_items(conversation_id))
+        placed = [value.partition(b"|") for value in values]
+        return [item for _, _, item in sorted(placed, key=lambda parts: int(parts[0]))]
+
+    async def add(self, conversation_id: str, items: Sequence[Item]) -> None:
+        await self._call(conversation_id, "", items)
+
+    async def remove(self, conversation_id: str, item_id: str) -> bool:
+        async with _translated():
+            key = keys.conversation_items(conversation_id)
+            return bool(await self._client.hdel(key, item_id))
+
+    async def lock(self, conversation_id: str, job_id: str) -> bool:
+        """Let the response of a job take part. False: another one does."""
+        async with _translated():
+            key = keys.conversation(conversation_id)
+            return bool(await self._client.hsetnx(key, "pending", job_id))
+
+    async def settle(self, conversation_id: str, job_id: str, items: Sequence[Item]) -> None:
+        """Add what a response said and unlock; nothing when that was done before."""
+        await self._call(conversation_id, job_id, items)
+
+    async def _call(self, conversation_id: str, job_id: str, items: Sequence[Item]) -> None:
+        flat = [part for item in items for part in item]
+        names = [keys.conversation(conversation_id), keys.conversation_items(conversation_id)]
+        async with _translated():
+            await self._converse(keys=names, args=[job_id, self._ttl_s, *flat])
+
+
+@asynccontextmanager
+async def _translated() -> AsyncIterator[None]:
+    try:
+        yield
+    except (RedisError, OSError) as error:
+        raise translate(error) from error
+
+
+@dataclass(slots=True)
+class _Kept:
+    conversation: Conversation
+    items: dict[str, bytes] = field(default_factory=dict)
+
+
+class MemoryConversations:
+    """The same in memory; nothing expires."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, _Kept] = {}
+
+    async def create(self, conversation: Conversation, items: Sequence[Item]) -> None:
+        self._kept[conversation.id] = _Kept(conversation, dict(items))
+
+    async def get(self, conversation_id: str, tenant: str) -> Conversation:
+        kept = self._kept.get(conversation_id)
+        if kept is None or kept.conversation.tenant != tenant:
+            raise ConversationNotFoundError
+        return kept.conversation
+
+    async def update(self, conversation_id: str, metadata: bytes) -> None:
+        kept = self._kept[conversation_id]
+        kept.conversation = replace(kept.conversation, metadata=metadata)
+
+    async def delete(self, conversation_id: str) -> None:
+        self._kept.pop(conversation_id, None)
+
+    async def items(self, conversation_id: str) -> list[bytes]:
+        return list(self._kept[conversation_id].items.values())
+
+    async def add(self, conversation_id: str, items: Sequence[Item]) -> None:
+        self._kept[conversation_id].items.update(items)
+
+    async def remove(self, conversation_id: str, item_id: str) -> bool:
+        return self._kept[conversation_id].items.pop(item_id, None) is not None
+
+    async def lock(self, conversation_id: str, job_id: str) -> bool:
+        kept = self._kept[conversation_id]
+        if kept.conversation.pending:
+            return False
+        kept.conversation = replace(kept.conversation, pending=job_id)
+        return True
+
+    async def settle(self, conversation_id: str, job_id: str, items: Sequence[Item]) -> None:
+        kept = self._kept.get(conversation_id)
+        if kept is not None and kept.conversation.pending == job_id:
+            kept.conversation = replace(kept.conversation, pending="")
+            kept.items.update(items)

@@ -1,0 +1,23 @@
+#!lua
+-- Adds items to a conversation; settles the response that it waits for.
+-- KEYS[1] `fb:conv:<id>`  [2] `fb:conv:<id>:items`
+-- ARGV[1] job it must be waiting for, or empty  [2] life from now on (s)
+-- ARGV[3…] id and JSON of each item
+-- Returns 1 | 0: it is gone, or doesn't wait for that job (any more); nothing changed.
+
+if call('EXISTS', KEYS[1]) == 0 then
+  return 0
+end
+if ARGV[1] ~= '' then
+  if call('HGET', KEYS[1], 'pending') ~= ARGV[1] then
+    return 0
+  end
+  call('HDEL', KEYS[1], 'pending')
+end
+for k = 3, #ARGV, 2 do
+  local place = call('HINCRBY', KEYS[1], 'places', 1)
+  call('HSET', KEYS[2], ARGV[k], place .. '|' .. ARGV[k + 1])
+end
+call('EXPIRE', KEYS[1], ARGV[2])
+call('EXPIRE', KEYS[2], ARGV[2])
+return 1

@@ -1,0 +1,85 @@
+"""The bytes of a message: `{id, object, type, created_at, timestamp, data}`.
+
+`timestamp` is what Standard Webhooks asks for, the others are what OpenAI's SDK unwraps. Messages
+are thin: a job's output comes along only when it was asked for and fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+from broker.webhooks.outbox import OutboxEvent
+
+#: Fields of a job's record that a message is made of; the output only where it is wanted.
+JOB_FIELDS = (
+    "seq", "endpoint", "model", "band", "metadata", "created_ms", "started_ms",
+    "attempt", "error", "usage", "result_ttl_s",
+)  # fmt: skip
+
+
+def message(event_id: str, event_type: str, ms: int, data: Mapping[str, Any]) -> bytes:
+    moment = datetime.fromtimestamp(ms / 1000, UTC)
+    return orjson.dumps(
+        {
+            "id": event_id,
+            "object": "event",
+            "type": event_type,
+            "created_at": ms // 1000,
+            "timestamp": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "data": data,
+        }
+    )
+
+
+def job_message(
+    event: OutboxEvent, record: Mapping[str, bytes], output: bytes | None, *, most_bytes: int
+) -> bytes:
+    """The message of a job's end; an output that makes it too large is left out, and that is said.
+
+    A record that is gone, or tells of a later life of the job (a retry), adds nothing.
+    """
+    data: dict[str, Any] = {
+        "id": event.job,
+        "object": "job",
+        "status": event.type.removeprefix("job."),
+        "completed_at": event.ms // 1000,
+    }
+    current = int(record.get("seq") or 0) == event.seq
+    if current:
+        data |= _details(record)
+    data["urls"] = {"self": f"/v1/jobs/{event.job}"}
+    if output is not None and current:
+        whole = message(event.id, event.type, event.ms, {**data, "output": orjson.Fragment(output)})
+        if len(whole) <= most_bytes:
+            return whole
+        data["output_omitted"] = True
+    return message(event.id, event.type, event.ms, data)
+
+
+def _details(record: Mapping[str, bytes]) -> dict[str, Any]:
+    def seconds(name: str) -> int | None:
+        return int(record[name]) // 1000 if record.get(name) else None
+
+    usage = orjson.loads(record["usage"]) if record.get("usage") else None
+    if usage is not None:
+        usage["total_tokens"] = usage["input_tokens"] + usage["output_tokens"]
+    return {
+        "endpoint": record["endpoint"].decode(),
+        "model": record["model"].decode(),
+        "priority": record["band"].decode(),
+        "metadata": orjson.loads(record.get("metadata") or b"{}"),
+        "created_at": seconds("created_ms"),
+        "started_at": seconds("started_ms"),
+        "attempt": int(record.get("attempt") or 0),
+        "error": orjson.loads(record["error"]) if record.get("error") else None,
+        "usage": usage,
+    }
+
+
+def disabled_message(event: OutboxEvent) -> bytes:
+    data = {"id": event.endpoint, "object": "webhook_endpoint", "reason": event.reason}
+    return message(event.id, event.type, event.ms, data)

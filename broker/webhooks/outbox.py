@@ -1,0 +1,44 @@
+"""What happened and has to be told: written in the same step as the event itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+#: Most events in the outbox. It only fills while no webhook worker runs; what comes then is counted
+#: (`overflowed`) and not told.
+MOST_EVENTS = 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OutboxEvent:
+    """One entry, as the scripts write it."""
+
+    #: `job.<status>` or `webhook_endpoint.disabled`.
+    type: str
+    tenant: str
+    #: When it happened (Unix milliseconds).
+    ms: int
+    #: The job that ended, and the sequence number of its terminal event.
+    job: str = ""
+    seq: int = 0
+    #: The job's own webhook as JSON, if it has one.
+    webhook: str = ""
+    #: The endpoint that was disabled, and why: `gone` or `failing`.
+    endpoint: str = ""
+    reason: str = ""
+
+    @classmethod
+    def from_json(cls, raw: bytes) -> OutboxEvent:
+        fields: Mapping[str, Any] = orjson.loads(raw)
+        return cls(**{**fields, "ms": int(fields["ms"]), "seq": int(fields.get("seq", 0))})
+
+    @property
+    def id(self) -> str:
+        """`evt_…`: the same each time this event is looked at; the `webhook-id` of its messages."""
+        if self.job:
+            return f"evt_{self.job.removeprefix('job_')}_{self.seq}"
+        return f"evt_{self.endpoint.removeprefix('wep_')}_{self.ms}"

@@ -1,0 +1,371 @@
+"""Files and batches by the unmodified `openai` package, on the in-memory queue and on Valkey."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from broker.async_queue import AsyncRedisQueue
+from broker.connections import connect, connect_async
+from broker.jobs import Band, Status
+from broker.memory import AsyncMemoryQueue, MemoryQueue
+from broker.policies import TenantPolicy
+from broker.redis_queue import RedisQueue
+from broker.results import EventHub, MemoryHub
+from config.settings import Settings, load
+from tests.apiserver import CHAT, EMBED, Api, make_database, serving
+
+_ENDED = {"completed", "failed", "expired", "cancelled"}
+
+
+def _settings(tmp_path: Path, **more: Any) -> Settings:
+    settings = load(
+        _env_file=None,
+        data_dir=tmp_path,
+        database={"url": f"sqlite:///{tmp_path / 'accounts.db'}"},
+        files={"max_bytes": 300_000, "quota_bytes": 400_000},
+        batches={"lease_s": 1, "poll_s": 0.1, "window": 16, "max_lines": 200, "max_unfinished": 3},
+        **more,
+    )
+    make_database(settings)
+    return settings
+
+
+@pytest.fixture(params=["memory", "valkey"])
+async def api(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Api]:
+    if request.param == "memory":
+        settings = _settings(tmp_path)
+        memory = MemoryQueue(settings.queue)
+        hub = MemoryHub(memory)
+        await hub.start()
+        queue = AsyncMemoryQueue(memory)
+        async with serving(settings, memory, queue, hub, storage=True) as running:
+            yield running
+        await hub.stop()
+        return
+    settings = _settings(tmp_path, redis={"url": request.getfixturevalue("valkey")})
+    client = connect(settings.redis)
+    async with connect_async(settings.redis) as async_client:
+        events = EventHub(async_client)
+        await events.start()
+        redis_queue = RedisQueue(client, settings.queue)
+        async_queue = AsyncRedisQueue(async_client, settings.queue)
+        async with serving(settings, redis_queue, async_queue, events, storage=True) as running:
+            yield running
+        await events.stop()
+    client.close()
+
+
+@pytest.fixture
+async def client(api: Api) -> AsyncIterator[openai.AsyncOpenAI]:
+    async with _client(api, "a") as client:
+        yield client
+
+
+def _client(api: Api, key: str) -> openai.AsyncOpenAI:
+    return openai.AsyncOpenAI(base_url=api.url + "v1", api_key=key, max_retries=0, timeout=20)
+
+
+def _line(number: int, text: str = "hi", **changes: Any) -> dict[str, Any]:
+    body = {"model": CHAT, "messages": [{"role": "user", "content": text}]}
+    line = {"custom_id": f"line-{number}", "method": "POST", "url": "/v1/chat/completions"}
+    return {**line, "body": {**body, **changes}}
+
+
+async def _upload(client: openai.AsyncOpenAI, lines: list[Any]) -> str:
+    text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
+    file = await client.files.create(file=("in.jsonl", text.encode()), purpose="batch")
+    return file.id
+
+
+async def _batch(client: openai.AsyncOpenAI, lines: list[Any], **changes: Any) -> Any:
+    wanted: dict[str, Any] = {
+        "input_file_id": await _upload(client, lines),
+        "endpoint": "/v1/chat/completions",
+        "completion_window": "24h",
+    }
+    return await client.batches.create(**{**wanted, **changes})
+
+
+async def _ended(client: openai.AsyncOpenAI, batch_id: str) -> Any:
+    async with asyncio.timeout(15):
+        while (batch := await client.batches.retrieve(batch_id)).status not in _ENDED:
+            await asyncio.sleep(0.02)
+    return batch
+
+
+async def _results(client: openai.AsyncOpenAI, file_id: str) -> dict[str, Any]:
+    content = await client.files.content(file_id)
+    rows = [json.loads(line) for line in content.text.splitlines()]
+    found = {row["custom_id"]: row for row in rows}
+    assert len(found) == len(rows)
+    return found
+
+
+# -- files ----------------------------------------------------------------------------------------
+async def test_a_file_comes_back_as_it_was(client: openai.AsyncOpenAI, tmp_path: Path) -> None:
+    data = bytes(range(256)) * 1000
+    file = await client.files.create(
+        file=("../../etc/pass\u202ewd.bin", io.BytesIO(data)),
+        purpose="user_data",
+        expires_after={"anchor": "created_at", "seconds": 3600},
+    )
+    assert (file.bytes, file.purpose, file.filename) == (len(data), "user_data", "passwd.bin")
+    assert file.expires_at == file.created_at + 3600
+    assert (await client.files.retrieve(file.id)) == file
+    assert (await client.files.content(file.id)).content == data
+    assert [one.id async for one in client.files.list()] == [file.id]
+    assert (await client.files.delete(file.id)).deleted
+    with pytest.raises(openai.NotFoundError) as gone:
+        await client.files.content(file.id)
+    assert gone.value.code == "file_not_found"
+    assert not [path for path in (tmp_path / "files").rglob("*") if path.is_file()]
+
+
+async def test_lists_of_files_are_walked(client: openai.AsyncOpenAI) -> None:
+    made = []
+    for number in range(5):
+        purpose: Any = "batch" if number % 2 else "user_data"
+        file = await client.files.create(file=(f"{number}", b"x"), purpose=purpose)
+        made.append(file.id)
+    assert [file.id async for file in client.files.list(limit=2)] == made[::-1]
+    assert [file.id async for file in client.files.list(limit=2, order="asc")] == made
+    assert [file.id async for file in client.files.list(purpose="batch")] == [made[3], made[1]]
+    with pytest.raises(openai.BadRequestError) as unknown:
+        await client.files.list(after="file-nothing")
+    assert unknown.value.param == "after"
+
+
+async def test_uploads_that_are_refused_leave_nothing(
+    client: openai.AsyncOpenAI, tmp_path: Path
+) -> None:
+    with pytest.raises(openai.APIStatusError) as large:
+        await client.files.create(file=("x", b"x" * 300_001), purpose="batch")
+    assert (large.value.status_code, large.value.code) == (413, "payload_too_large")
+    with pytest.raises(openai.BadRequestError) as purpose:
+        await client.files.create(file=("x", b"x"), purpose="batch_output")  # type: ignore[arg-type]
+    assert purpose.value.param == "purpose"
+    first = await client.files.create(file=("x", b"x" * 299_000), purpose="batch")
+    with pytest.raises(openai.RateLimitError) as quota:
+        await client.files.create(file=("x", b"x" * 200_000), purpose="batch")
+    assert quota.value.code == "storage_quota_exceeded"
+    kept = [path.name for path in (tmp_path / "files").rglob("*") if path.is_file()]
+    assert kept == [first.id]
+
+
+async def test_files_and_batches_of_others_are_not_there(
+    api: Api, client: openai.AsyncOpenAI
+) -> None:
+    batch = await _batch(client, [_line(1)])
+    async with _client(api, "b") as other:
+        for call in (
+            other.files.retrieve(batch.input_file_id),
+            other.files.content(batch.input_file_id),
+            other.files.delete(batch.input_file_id),
+            other.batches.retrieve(batch.id),
+            other.batches.cancel(batch.id),
+            other.batches.create(
+                input_file_id=batch.input_file_id,
+                endpoint="/v1/chat/completions",
+                completion_window="24h",
+            ),
+        ):
+            with pytest.raises(openai.NotFoundError):
+                await call
+        assert [file async for file in other.files.list()] == []
+        assert [one async for one in other.batches.list()] == []
+        with pytest.raises(openai.BadRequestError):
+            await other.batches.list(after=batch.id)
+    await _ended(client, batch.id)
+
+
+# -- batches --------------------------------------------------------------------------------------
+async def test_a_batch_is_done(api: Api, client: openai.AsyncOpenAI) -> None:
+    lines: list[Any] = [_line(number) for number in range(40)]
+    lines += ["", _line(40, "fail context_length_exceeded"), _line(41, "\u00e4\U0001f642"), ""]
+    api.accounts.change("a", policy=TenantPolicy(requests_per_minute=1, max_jobs=8))
+    batch = await _batch(client, lines, metadata={"night": "1"})
+    assert (batch.object, batch.status) == ("batch", "validating")
+    assert batch.metadata == {"night": "1"}
+    done = await _ended(client, batch.id)
+    assert done.status == "completed"
+    assert done.request_counts.model_dump() == {"total": 42, "completed": 41, "failed": 1}
+    assert done.in_progress_at <= done.finalizing_at <= done.completed_at
+    assert done.expires_at == done.created_at + 86_400
+    output = await _results(client, done.output_file_id)
+    assert set(output) == {f"line-{number}" for number in (*range(40), 41)}
+    one = output["line-3"]
+    assert (one["error"], one["response"]["status_code"]) == (None, 200)
+    assert one["response"]["body"]["choices"][0]["message"]["content"] == "one two three"
+    errors = await _results(client, done.error_file_id)
+    assert errors["line-40"]["response"]["status_code"] == 400
+    refused = errors["line-40"]["response"]["body"]["error"]
+    assert refused["code"] == "context_length_exceeded"
+    # The lines were jobs of the batch band, and no limit was asked.
+    jobs, _ = api.queue.list_jobs("ten_a", limit=100)
+    assert {job.band for job in jobs} == {Band.BATCH}
+    assert len(jobs) == 42
+    assert json.loads(jobs[0].metadata)["batch_id"] == batch.id
+    files = [file.purpose async for file in client.files.list()]
+    assert sorted(files) == ["batch", "batch_output", "batch_output"]
+
+
+async def test_embeddings_and_completions(client: openai.AsyncOpenAI) -> None:
+    vectors = {"custom_id": "v", "method": "POST", "url": "/v1/embeddings",
+               "body": {"model": EMBED, "input": ["a", "b"]}}  # fmt: skip
+    texts = {"custom_id": "t", "method": "POST", "url": "/v1/completions",
+             "body": {"model": CHAT, "prompt": "hi"}}  # fmt: skip
+    first = await _batch(client, [vectors], endpoint="/v1/embeddings")
+    second = await _batch(client, [texts], endpoint="/v1/completions")
+    output = await _results(client, (await _ended(client, first.id)).output_file_id)
+    assert len(output["v"]["response"]["body"]["data"]) == 2
+    output = await _results(client, (await _ended(client, second.id)).output_file_id)
+    assert output["t"]["response"]["body"]["choices"][0]["text"] == "one two three"
+    assert [one.id async for one in client.batches.list(limit=1)] == [second.id, first.id]
+
+
+async def test_bad_lines_are_told_with_their_numbers(api: Api, client: openai.AsyncOpenAI) -> None:
+    lines = [
+        _line(1),
+        "{broken",
+        _line(1),
+        {**_line(4), "method": "GET"},
+        {**_line(5), "url": "/v1/embeddings"},
+        _line(6, seed=7),
+        _line(7, model="no-such"),
+        {key: value for key, value in _line(8).items() if key != "custom_id"},
+        _line(9, stream=True),
+        _line(10, priority="interactive"),
+        _line(11, max_tokens=10**9),
+    ]
+    done = await _ended(client, (await _batch(client, lines)).id)
+    assert done.status == "failed"
+    assert done.failed_at is not None
+    assert done.output_file_id is None
+    found = [(error.line, error.code, error.param) for error in done.errors.data]
+    assert found == [
+        (2, "invalid_request", None),
+        (3, "duplicate_custom_id", "custom_id"),
+        (4, "invalid_request", "method"),
+        (5, "invalid_request", "url"),
+        (6, "unsupported_parameter", "body.seed"),
+        (7, "model_not_found", "body.model"),
+        (8, "invalid_request", "custom_id"),
+        (9, "unsupported_parameter", "body.stream"),
+        (10, "unsupported_parameter", "body.priority"),
+        (11, "invalid_request", "body.max_tokens"),
+    ]
+    jobs, _ = api.queue.list_jobs("ten_a")
+    assert jobs == []
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (b"", "empty_file"),
+        (b"\n \n", "empty_file"),
+        (json.dumps(_line(1)).encode("utf-16"), "invalid_request"),
+        (b'{"custom_id": "\xff"}', "invalid_request"),
+        (b"\n".join(json.dumps(_line(n)).encode() for n in range(201)), "too_many_lines"),
+    ],
+)
+async def test_inputs_that_are_no_batch(client: openai.AsyncOpenAI, data: bytes, code: str) -> None:
+    file = await client.files.create(file=("in.jsonl", data), purpose="batch")
+    batch = await client.batches.create(
+        input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+    )
+    done = await _ended(client, batch.id)
+    assert (done.status, done.errors.data[0].code) == ("failed", code)
+
+
+async def test_a_byte_order_mark_and_windows_line_ends_are_read(
+    client: openai.AsyncOpenAI,
+) -> None:
+    data = b"\xef\xbb\xbf" + b"\r\n".join(json.dumps(_line(n)).encode() for n in range(3))
+    file = await client.files.create(file=("in.jsonl", data + b"\r\n"), purpose="batch")
+    batch = await client.batches.create(
+        input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+    )
+    assert (await _ended(client, batch.id)).request_counts.completed == 3
+
+
+async def test_what_cannot_be_a_batch_is_refused_at_once(client: openai.AsyncOpenAI) -> None:
+    kept = await client.files.create(file=("x", b"x"), purpose="user_data")
+    with pytest.raises(openai.NotFoundError) as wrong:
+        await client.batches.create(
+            input_file_id=kept.id, endpoint="/v1/chat/completions", completion_window="24h"
+        )
+    assert (wrong.value.code, wrong.value.param) == ("file_not_found", "input_file_id")
+    with pytest.raises(openai.BadRequestError) as endpoint:
+        await _batch(client, [_line(1)], endpoint="/v1/nothing")
+    assert endpoint.value.param == "endpoint"
+    with pytest.raises(openai.BadRequestError) as window:
+        await _batch(client, [_line(1)], completion_window="1h")
+    assert window.value.param == "completion_window"
+
+
+async def test_a_cancel_keeps_what_is_done(api: Api, client: openai.AsyncOpenAI) -> None:
+    lines = [_line(number, "hold" if 5 <= number < 30 else "hi") for number in range(60)]
+    batch = await _batch(client, lines)
+    async with asyncio.timeout(10):
+        # The window is full of lines that are held.
+        while len(api.worker.held) < 16:
+            await asyncio.sleep(0.01)
+    with pytest.raises(openai.ConflictError) as used:
+        await client.files.delete(batch.input_file_id)
+    assert used.value.code == "file_in_use"
+    assert (await client.batches.cancel(batch.id)).status == "cancelling"
+    async with asyncio.timeout(10):
+        while (done := await client.batches.retrieve(batch.id)).status == "cancelling":
+            api.worker.ring()
+            await asyncio.sleep(0.02)
+    assert done.status == "cancelled"
+    assert done.request_counts.model_dump() == {"total": 60, "completed": 5, "failed": 55}
+    assert set(await _results(client, done.output_file_id)) == {f"line-{n}" for n in range(5)}
+    errors = await _results(client, done.error_file_id)
+    assert {row["error"]["code"] for row in errors.values()} == {"batch_cancelled"}
+    jobs, _ = api.queue.list_jobs("ten_a", limit=100)
+    assert {job.status for job in jobs} == {Status.COMPLETED, Status.CANCELLED}
+    assert (await client.batches.cancel(batch.id)).status == "cancelled"
+    await client.files.delete(batch.input_file_id)
+
+
+async def test_a_batch_that_has_ended_is_not_cancelled(client: openai.AsyncOpenAI) -> None:
+    batch = await _batch(client, [_line(1)])
+    await _ended(client, batch.id)
+    with pytest.raises(openai.ConflictError) as ended:
+        await client.batches.cancel(batch.id)
+    assert ended.value.code == "batch_ended"
+
+
+async def test_unfinished_batches_are_bounded(api: Api, client: openai.AsyncOpenAI) -> None:
+    batches = [await _batch(client, [_line(1, "hold")]) for _ in range(3)]
+    with pytest.raises(openai.RateLimitError) as refused:
+        await _batch(client, [_line(1)])
+    assert refused.value.code == "too_many_batches"
+    async with asyncio.timeout(10):
+        while len(api.worker.held) < 3:
+            await asyncio.sleep(0.01)
+    api.worker.release()
+    for batch in batches:
+        assert (await _ended(client, batch.id)).status == "completed"
+
+
+async def test_a_batch_through_the_whole_stack(stack: Any) -> None:
+    secret = stack.json("keys", "create", "default")["key"]
+    async with openai.AsyncOpenAI(
+        base_url=stack.api + "/v1", api_key=secret, max_retries=0, timeout=20
+    ) as client:
+        batch = await _batch(client, [_line(n, max_tokens=4) for n in range(20)])
+        done = await _ended(client, batch.id)
+        assert done.request_counts.model_dump() == {"total": 20, "completed": 20, "failed": 0}
+        output = await _results(client, done.output_file_id)
+        body = output["line-7"]["response"]["body"]
+        assert (body["system_fingerprint"], body["usage"]["completion_tokens"]) == ("simulated", 4)
