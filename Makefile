@@ -57,6 +57,10 @@ format: $(READY) ## Let ruff fix and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+.PHONY: test-engine
+test-engine: $(READY) ## 120 prompts of the real model against `generate`; takes minutes
+	@ENGINE=1 $(BIN)/python -m pytest tests/integration/test_engine_equality.py
+
 .PHONY: bench-submit
 bench-submit: $(READY) ## Accepted jobs/s against FastAPI + Celery and a bare handler
 	@$(BIN)/python -m loadtests.submit

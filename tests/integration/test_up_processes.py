@@ -139,7 +139,7 @@ async def test_flower_shows_workers_and_tasks(running: Up) -> None:
         while True:
             async with session.get(f"{flower}/api/workers?refresh=1") as response:
                 workers = await response.json()
-            if {name.split("@")[0] for name in workers} == {CHAT, "all-minilm-l6-v2"}:
+            if {name.split("@")[0] for name in workers} == {CHAT, "all-minilm-l6-v2", "webhooks"}:
                 break
     for worker in workers.values():
         assert worker["stats"]["pool"]
@@ -275,7 +275,7 @@ async def test_a_killed_worker_comes_back_and_its_jobs_are_done(own: Up) -> None
 
 def test_sigterm_ends_everything(own: Up) -> None:
     family = own.family()
-    assert len(family) == 4
+    assert len(family) == 5
     assert own.stop() < 15
     _, alive = psutil.wait_procs(family, timeout=1)
     assert not alive, [process.name() for process in alive]

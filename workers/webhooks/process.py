@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import threading
 from concurrent.futures import CancelledError
@@ -80,9 +79,8 @@ class WebhookProcess:
         return app
 
     def _consume(self, app: Any) -> None:
-        hostname = socket.gethostname()
         worker = app.Worker(
-            hostname=f"webhooks-{os.getpid()}@{hostname}",
+            hostname=f"{tasks.QUEUE}@{socket.gethostname()}",
             concurrency=self._settings.webhooks.max_in_flight,
             queues=[tasks.QUEUE],
             task_events=self._settings.worker.task_events,

@@ -33,6 +33,8 @@ def _path(route: Route) -> str:
         asset="start.js",
         file_id=new_file_id(),
         batch_id=new_batch_id(),
+        endpoint_id="wep_" + "0" * 20,
+        delivery_id="whd_" + "0" * 26,
     )
 
 
