@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from config.settings import Settings
 
@@ -16,13 +15,9 @@ def pin(settings: Settings) -> None:
     if settings.worker.threads:
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
             os.environ[name] = str(settings.worker.threads)
-    # Threads that wait for each other spin for a fraction of a millisecond, which the operations of
-    # a step need, and then sleep. Each keeps to a processor of its own, or the kernel wakes two on
-    # the same one (docs/decisions/0005).
-    if "OMP_WAIT_POLICY" not in os.environ and _has_all_processors(settings):
-        os.environ.setdefault("OMP_PROC_BIND", "true")
-        os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-    else:
+    # Threads that wait for each other sleep: other processes want these processors too. Who has a
+    # machine for one worker alone may bind and spin instead (docs/decisions/0005).
+    if "OMP_PROC_BIND" not in os.environ:
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # One process holds one model: tokenisers need no threads of their own, and no one phones home.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -39,13 +34,3 @@ def unbind() -> None:
     """
     if _PROCESSORS:
         os.sched_setaffinity(0, _PROCESSORS)
-
-
-def _has_all_processors(settings: Settings) -> bool:
-    """Whether a thread can be given to each processor, and none is needed to feed a device.
-
-    Several workers with fewer threads would all be bound to the first processors.
-    """
-    if not _PROCESSORS or Path("/dev/nvidiactl").exists():
-        return False
-    return (settings.worker.threads or len(_PROCESSORS)) == len(_PROCESSORS)
