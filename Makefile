@@ -82,6 +82,10 @@ bench-engine: $(READY) ## 64 chats through the whole stack against the engine al
 bench-fairness: $(READY) ## Shares of tenants and bands, a newcomer's wait, a batch flood; against Celery and a FIFO
 	@$(BIN)/python -m loadtests.fairness
 
+.PHONY: bench-forecast
+bench-forecast: $(READY) ## How far the estimated start of a waiting job is off, at seven loads
+	@$(BIN)/python -m loadtests.forecast
+
 .PHONY: bench-scale
 bench-scale: $(READY) ## Cost per job with 10,000 tenants and 1,000,000 queued jobs; two primaries
 	@$(BIN)/python -m loadtests.scale

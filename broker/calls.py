@@ -27,7 +27,7 @@ from broker.errors import (
 from broker.forecast import Outlook, queue_wait_ms, tenant_wait_ms
 from broker.idempotency import LIFETIME_MS, digests
 from broker.jobs import Accepted, Band, Claim, Delta, Job, JobError, NewJob, Outcome, Status
-from broker.limits import METERS, NO_LIMITS, LimitState
+from broker.limits import METERS, NO_LIMITS, LimitState, Scope
 from broker.limits import state as limit_state
 from broker.policies import TenantPolicy, shedding_marks
 from broker.queue import CancelResult, LeaseState
@@ -97,7 +97,7 @@ class Calls(ReadingCalls):
             job.id, job.tenant, job.band, job.cost, job.delay_ms,
             self._max_queued, self._marks[job.band], job.deadline_ms,
             name and keys.idempotency(job.tenant, name), request, LIFETIME_MS,
-            _limits(job), job.key_id, *fields,
+            _limits(job), job.key_id, job.key_limits.max_jobs if job.key_id else 0, *fields,
         )  # fmt: skip
         return replicated(call, self._replicas) if self._replicas else call
 
@@ -160,7 +160,8 @@ class Calls(ReadingCalls):
         band = Band(name.decode())
         outlook = Outlook.from_reply(raw, band, self._weight)
         wait = tenant_wait_ms(outlook, band, bound)
-        return RateLimitedError("tenant", "jobs", bound, wait, states)
+        scope: Scope = "key" if which == len(METERS) + 2 else "tenant"
+        return RateLimitedError(scope, "jobs", bound, wait, states)
 
     def set_mode(self, queue: str, mode: QueueMode) -> Call[None]:
         return script_call(scripts.SET_MODE, nothing, (keys.base(queue),), mode)
@@ -289,7 +290,7 @@ def _limits(job: NewJob) -> str:
         keys_.requests_per_minute,
         keys_.tokens_per_minute,
     )
-    return "|".join(map(str, numbers)) if any(numbers) else ""
+    return "|".join(map(str, numbers)) if any(numbers) or keys_.max_jobs else ""
 
 
 def _accepted(job_id: str, reply: Any, *, replayed: bool = False) -> Accepted:

@@ -7,6 +7,7 @@ while all lanes are taken, goes out in one piece: the more load, the fewer syste
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -95,12 +96,14 @@ class Exchange:
             await connection.send_packed_command(packed)
             replies: list[Any] = []
             demoted = False
-            for _ in range(count):
-                try:
-                    replies.append(await connection.read_response())
-                except ResponseError as error:
-                    replies.append(error)
-                    demoted = demoted or isinstance(error, ReadOnlyError)
+            # One timer for the batch: redis-py's own, one for each reply, take longer than parsing.
+            async with asyncio.timeout(connection.socket_timeout):
+                for _ in range(count):
+                    try:
+                        replies.append(await connection.read_response(timeout=math.inf))
+                    except ResponseError as error:
+                        replies.append(error)
+                        demoted = demoted or isinstance(error, ReadOnlyError)
             if demoted:  # it was the primary; whoever is now is found by connecting
                 await connection.disconnect(nowait=True)
         except BaseException:

@@ -79,6 +79,11 @@ def limits(scope: str, owner: str) -> str:
     return f"fb:limit:{scope}:{owner}"
 
 
+def key_jobs(key_id: str) -> str:
+    """Set: ids of the jobs of an API key that has a bound of jobs at once, until they end."""
+    return f"fb:key:{key_id}:jobs"
+
+
 def conversation(conversation_id: str) -> str:
     """Hash with expiry: owner, metadata, the job that is pending, number of places given out."""
     return f"fb:conv:{conversation_id}"

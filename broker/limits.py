@@ -7,7 +7,8 @@ the scripts are atomic, the limits hold exactly however many API processes there
 
 Tokens are taken at submit as estimated, and put right when the job ends (a job that never ran
 gives all of them back). A job larger than a minute's worth is let in when nothing is owed, and
-what it takes beyond stays owed. Jobs at once are counted from the queues themselves.
+what it takes beyond stays owed. Jobs at once are counted from the queues themselves for a tenant,
+and by a set of ids for a key that has such a bound.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class RateLimits:
 
     requests_per_minute: int = 0
     tokens_per_minute: int = 0
-    #: Jobs of all models that are accepted and not terminal; for tenants.
+    #: Jobs of all models that are accepted and not terminal. A key's are counted from the time it
+    #: has this bound.
     max_jobs: int = 0
 
 

@@ -22,9 +22,10 @@ _RATES_MS = 3_600_000
 class Record:
     job: Job
     refunds: int = 0
-    #: Rate limits it is under, and the tenant's bound of jobs at once.
+    #: Rate limits it is under, and the bounds of jobs at once of tenant and key.
     limits: list[tuple[Owner, int]] = field(default_factory=list)
     max_jobs: int = 0
+    key_max_jobs: int = 0
     #: Since when the job waits, or waited.
     since_ms: int = 0
     #: Attempts that were given back, and completed, by their worker.
@@ -174,4 +175,10 @@ def new_record(new: NewJob, now: int) -> Record:
     )
     key_limits = new.key_limits if new.key_id else NO_LIMITS
     limits = limits_of(new.tenant, new.limits, new.key_id, key_limits)
-    return Record(job, limits=limits, max_jobs=new.limits.max_jobs, since_ms=now + new.delay_ms)
+    return Record(
+        job,
+        limits=limits,
+        max_jobs=new.limits.max_jobs,
+        key_max_jobs=key_limits.max_jobs,
+        since_ms=now + new.delay_ms,
+    )

@@ -230,11 +230,17 @@ class MemoryStore:
         jobs = sum(
             state.waiting[job.tenant] + state.running[job.tenant] for state in self._queues.values()
         )
-        if 0 < record.max_jobs <= jobs:
-            outlook = self._outlook(self._queues[job.model], job.tenant, job.band)
-            wait_ms = tenant_wait_ms(outlook, job.band, record.max_jobs)
-            states = self._meters.states(record.limits, now)
-            raise RateLimitedError("tenant", "jobs", record.max_jobs, wait_ms, states)
+        of_key = sum(
+            other.key_max_jobs > 0 and other.job.key_id == job.key_id and not other.job.is_terminal
+            for other in (self._records.values() if record.key_max_jobs else ())
+        )
+        bounds = (("tenant", record.max_jobs, jobs), ("key", record.key_max_jobs, of_key))
+        for whose, bound, count in bounds:
+            if 0 < bound <= count:
+                outlook = self._outlook(self._queues[job.model], job.tenant, job.band)
+                wait_ms = tenant_wait_ms(outlook, job.band, bound)
+                states = self._meters.states(record.limits, now)
+                raise RateLimitedError(whose, "jobs", bound, wait_ms, states)
 
     def _outlook(self, state: ModelQueue, tenant: str, band: Band) -> Outlook:
         now = self._clock_ms()

@@ -31,6 +31,7 @@ FULL = Plan(
     api_kills=10,
     redis_kills=10,
     cuts=10,
+    demotions=8,
     pauses=8,
     drains=8,
 )
@@ -42,6 +43,7 @@ SHORT = Plan(
     api_kills=1,
     redis_kills=1,
     cuts=1,
+    demotions=1,
     pauses=1,
     drains=1,
 )
@@ -128,6 +130,7 @@ def _show(outcome: Outcome, where: str, plan: Plan) -> int:
         ("kill -9 of API processes amid submits", done["api_kill"]),
         ("kill -9 and restart of Valkey", done["redis_kill"]),
         (f"all connections cut ({outcome.proxy})", done["cut"]),
+        ("Valkey made a replica for a while: READONLY", done["demotion"]),
         ("worker stopped past its leases, then woken", done["pause"]),
         ("worker drained (exit statuses)", f"{done['drain']} {dict(faults.drain_statuses)}"),
         ("jobs accepted / submits cut / replays / refused",

@@ -39,17 +39,19 @@ class Plan:
     api_kills: int
     redis_kills: int
     cuts: int
+    demotions: int
     pauses: int
     drains: int
 
     @property
     def faults(self) -> int:
         struck = self.worker_kills + self.api_kills + self.redis_kills
-        return struck + self.cuts + self.pauses + self.drains
+        return struck + self.cuts + self.demotions + self.pauses + self.drains
 
     def order(self, chance: random.Random) -> list[str]:
         names = ["worker_kill"] * self.worker_kills + ["api_kill"] * self.api_kills
         names += ["redis_kill"] * self.redis_kills + ["cut"] * self.cuts
+        names += ["demotion"] * self.demotions
         names += ["pause"] * self.pauses + ["drain"] * self.drains
         chance.shuffle(names)
         return names
@@ -133,6 +135,9 @@ class Faults:
 
     async def _cut(self) -> None:
         await self._stack.cut(self._chance.uniform(0, 1.5))
+
+    async def _demotion(self) -> None:
+        await self._stack.demote_redis(self._chance.uniform(0.2, 1.5))
 
     async def _pause(self) -> None:
         index = await self._victim()

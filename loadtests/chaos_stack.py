@@ -183,6 +183,12 @@ class ChaosStack:
         self.proxy = self._start_proxy()
         await _until(lambda: listening(self._proxy_port), "the proxy listens again")
 
+    async def demote_redis(self, length_s: float) -> None:
+        """For a while Valkey is a replica of nobody who answers: it refuses all writes."""
+        await asyncio.to_thread(self.client.replicaof, "127.0.0.1", "1")
+        await asyncio.sleep(length_s)
+        await asyncio.to_thread(self.client.replicaof, "NO", "ONE")
+
     def close(self) -> None:
         self.client.close()
 

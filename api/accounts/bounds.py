@@ -48,11 +48,21 @@ def changed_policy(
     return base if default_band is None else replace(base, default_band=default_band)
 
 
-def key_limits(requests_per_minute: int, tokens_per_minute: int) -> RateLimits:
-    """Raises `InvalidAccountError`."""
-    return RateLimits(
-        requests_per_minute=_bound("requests_per_minute", requests_per_minute),
-        tokens_per_minute=_bound("tokens_per_minute", tokens_per_minute),
+def changed_limits(
+    base: RateLimits,
+    *,
+    requests_per_minute: int | None = None,
+    tokens_per_minute: int | None = None,
+    max_jobs: int | None = None,
+) -> RateLimits:
+    """A key's limits with what is given; 0 takes one away. Raises `InvalidAccountError`."""
+    given = {
+        "requests_per_minute": requests_per_minute,
+        "tokens_per_minute": tokens_per_minute,
+        "max_jobs": max_jobs,
+    }
+    return replace(
+        base, **{what: _bound(what, value) for what, value in given.items() if value is not None}
     )
 
 

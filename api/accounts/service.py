@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from api.accounts.announcements import Broadcaster, RedisBroadcaster
-from api.accounts.bounds import changed_policy, key_limits
+from api.accounts.bounds import changed_limits, changed_policy
 from api.accounts.database import make_engine
 from api.accounts.errors import InvalidAccountError
 from api.accounts.records import ApiKey, NewKey, Tenant
@@ -24,6 +24,7 @@ from api.auth.authenticator import peppers
 from api.auth.principal import SCOPES
 from broker.errors import BrokerError
 from broker.jobs import Band
+from broker.limits import NO_LIMITS
 from broker.policies import TenantPolicy
 from config.logs import get_logger
 from config.settings import Auth, Settings
@@ -194,8 +195,9 @@ class AccountsService:
         name: str = "",
         scopes: Iterable[str] = ("jobs",),
         expires_in: timedelta | None = None,
-        requests_per_minute: int = 0,
-        tokens_per_minute: int = 0,
+        requests_per_minute: int | None = None,
+        tokens_per_minute: int | None = None,
+        max_jobs: int | None = None,
     ) -> NewKey:
         """A new key of a tenant (name or id). Its secret is in the answer and nowhere else.
 
@@ -221,7 +223,12 @@ class AccountsService:
             name=name,
             prefix=secret.prefix,
             scopes=granted,
-            limits=key_limits(requests_per_minute, tokens_per_minute),
+            limits=changed_limits(
+                NO_LIMITS,
+                requests_per_minute=requests_per_minute,
+                tokens_per_minute=tokens_per_minute,
+                max_jobs=max_jobs,
+            ),
             created_at=now,
             expires_at=now + expires_in if expires_in is not None else None,
         )
@@ -237,6 +244,31 @@ class AccountsService:
     def list_keys(self, tenant: str | None = None) -> list[ApiKey]:
         """All, or those of one tenant (name or id); raises `UnknownAccountError`."""
         return self._store.keys(None if tenant is None else self._store.tenant(tenant).id)
+
+    def set_key(
+        self,
+        key_id: str,
+        *,
+        requests_per_minute: int | None = None,
+        tokens_per_minute: int | None = None,
+        max_jobs: int | None = None,
+    ) -> ApiKey:
+        """Change the limits that are given; 0 takes one away.
+
+        Raises `UnknownAccountError` or `InvalidAccountError`.
+        """
+        key = self._store.change_key(
+            key_id,
+            lambda limits: changed_limits(
+                limits,
+                requests_per_minute=requests_per_minute,
+                tokens_per_minute=tokens_per_minute,
+                max_jobs=max_jobs,
+            ),
+        )
+        log.info("key_changed", key_id=key.id, tenant=key.tenant_id)
+        self._announce()
+        return key
 
     def revoke_key(self, key_id: str) -> ApiKey:
         """For good; works on every API process within `auth.refresh_s` even if Redis is away.

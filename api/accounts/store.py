@@ -83,30 +83,34 @@ class AccountStore:
 
     def add_key(self, key: ApiKey, *, digest: bytes, pepper_version: int) -> None:
         with self._changing() as session:
-            session.add(
-                ApiKeyRow(
-                    id=key.id,
-                    tenant_id=key.tenant_id,
-                    name=key.name,
-                    prefix=key.prefix,
-                    digest=digest,
-                    pepper_version=pepper_version,
-                    scopes=" ".join(sorted(key.scopes)),
-                    requests_per_minute=key.limits.requests_per_minute,
-                    tokens_per_minute=key.limits.tokens_per_minute,
-                    created_at=key.created_at,
-                    expires_at=key.expires_at,
-                )
+            row = ApiKeyRow(
+                id=key.id,
+                tenant_id=key.tenant_id,
+                name=key.name,
+                prefix=key.prefix,
+                digest=digest,
+                pepper_version=pepper_version,
+                scopes=" ".join(sorted(key.scopes)),
+                created_at=key.created_at,
+                expires_at=key.expires_at,
             )
+            _write_limits(row, key.limits)
+            session.add(row)
+
+    def change_key(self, key_id: str, change: Callable[[RateLimits], RateLimits]) -> ApiKey:
+        """Write what `change` makes of the key's limits; raises `UnknownAccountError`."""
+        with self._changing() as session:
+            row, tenant = _find_key(session, key_id)
+            _write_limits(
+                row, change(_limits(row.requests_per_minute, row.tokens_per_minute, row.max_jobs))
+            )
+            return _api_key(row, tenant.name)
 
     def revoke_key(self, key_id: str, *, at: datetime) -> ApiKey:
         """Revoke for good; a second time changes nothing. Raises `UnknownAccountError`."""
         with self._changing() as session:
-            row = session.get(ApiKeyRow, key_id)
-            if row is None:
-                raise UnknownAccountError(f"there is no key {key_id!r}")
+            row, tenant = _find_key(session, key_id)
             row.revoked_at = row.revoked_at or at
-            tenant = session.get_one(TenantRow, row.tenant_id)
             return _api_key(row, tenant.name)
 
     def note_use(self, last_used: Mapping[str, datetime], *, older_than: datetime) -> None:
@@ -157,6 +161,7 @@ class AccountStore:
             ApiKeyRow.scopes,
             ApiKeyRow.requests_per_minute,
             ApiKeyRow.tokens_per_minute,
+            ApiKeyRow.max_jobs,
             ApiKeyRow.expires_at,
         ).where(
             ApiKeyRow.revoked_at.is_(None),
@@ -176,7 +181,9 @@ class AccountStore:
                         tenant_id=row.tenant_id,
                         digest=row.digest,
                         scopes=frozenset(row.scopes.split()),
-                        limits=_limits(row.requests_per_minute, row.tokens_per_minute),
+                        limits=_limits(
+                            row.requests_per_minute, row.tokens_per_minute, row.max_jobs
+                        ),
                         expires_at=row.expires_at,
                     )
                     # In pieces, so that the thread lets the event loop run in between.
@@ -209,6 +216,13 @@ def _find_tenant(session: Session, name_or_id: str) -> TenantRow:
     if row is None:
         raise UnknownAccountError(f"there is no tenant {name_or_id!r}")
     return row
+
+
+def _find_key(session: Session, key_id: str) -> tuple[ApiKeyRow, TenantRow]:
+    row = session.get(ApiKeyRow, key_id)
+    if row is None:
+        raise UnknownAccountError(f"there is no key {key_id!r}")
+    return row, session.get_one(TenantRow, row.tenant_id)
 
 
 def _counter(session: Session) -> int:
@@ -249,11 +263,21 @@ def _tenant(row: TenantRow) -> Tenant:
     )
 
 
-def _limits(requests_per_minute: int, tokens_per_minute: int) -> RateLimits:
+def _limits(requests_per_minute: int, tokens_per_minute: int, max_jobs: int) -> RateLimits:
     """Of a key; most have none and share one object."""
-    if not (requests_per_minute or tokens_per_minute):
+    if not (requests_per_minute or tokens_per_minute or max_jobs):
         return NO_LIMITS
-    return RateLimits(requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute)
+    return RateLimits(
+        requests_per_minute=requests_per_minute,
+        tokens_per_minute=tokens_per_minute,
+        max_jobs=max_jobs,
+    )
+
+
+def _write_limits(row: ApiKeyRow, limits: RateLimits) -> None:
+    row.requests_per_minute = limits.requests_per_minute
+    row.tokens_per_minute = limits.tokens_per_minute
+    row.max_jobs = limits.max_jobs
 
 
 def _api_key(row: ApiKeyRow, tenant_name: str) -> ApiKey:
@@ -264,7 +288,7 @@ def _api_key(row: ApiKeyRow, tenant_name: str) -> ApiKey:
         name=row.name,
         prefix=row.prefix,
         scopes=frozenset(row.scopes.split()),
-        limits=_limits(row.requests_per_minute, row.tokens_per_minute),
+        limits=_limits(row.requests_per_minute, row.tokens_per_minute, row.max_jobs),
         created_at=row.created_at,
         expires_at=row.expires_at,
         last_used_at=row.last_used_at,

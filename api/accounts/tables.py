@@ -92,6 +92,7 @@ class ApiKeyRow(Base):
     scopes: Mapped[str] = mapped_column(String(255))
     requests_per_minute: Mapped[int] = mapped_column(server_default="0")
     tokens_per_minute: Mapped[int] = mapped_column(server_default="0")
+    max_jobs: Mapped[int] = mapped_column(server_default="0")
     created_at: Mapped[datetime]
     expires_at: Mapped[datetime | None]
     last_used_at: Mapped[datetime | None]

@@ -1,8 +1,9 @@
-"""`forebay keys`: create, list and revoke API keys."""
+"""`forebay keys`: create, limit, list and revoke API keys."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,19 @@ class _Lifetime(click.ParamType[timedelta]):
         return timedelta(**{_UNITS[found[2]]: int(found[1])})
 
 
+def _limit_options(function: Callable[..., None]) -> Callable[..., None]:
+    for decorate in (
+        click.option("--max-jobs", type=int, help="Accepted and not ended; 0 is without bound."),
+        click.option("--tokens-per-minute", type=int, help="Within the tenant's; 0: no bound."),
+        click.option("--requests-per-minute", type=int, help="Within the tenant's; 0: no bound."),
+    ):
+        function = decorate(function)
+    return function
+
+
 @click.group()
 def keys() -> None:
-    """Create, list and revoke API keys."""
+    """Create, limit, list and revoke API keys."""
 
 
 @keys.command()
@@ -50,8 +61,7 @@ def keys() -> None:
     help="What the key may do; repeat for several.",
 )
 @click.option("--expires", type=_Lifetime(), help="Lifetime, e.g. 12h, 30d, 8w.")
-@click.option("--requests-per-minute", type=int, default=0, help="Within those of the tenant.")
-@click.option("--tokens-per-minute", type=int, default=0, help="Within those of the tenant.")
+@_limit_options
 @data_dir_option
 @json_option
 @account_errors
@@ -60,8 +70,9 @@ def create(
     name: str,
     scopes: tuple[str, ...],
     expires: timedelta | None,
-    requests_per_minute: int,
-    tokens_per_minute: int,
+    requests_per_minute: int | None,
+    tokens_per_minute: int | None,
+    max_jobs: int | None,
     data_dir: Path | None,
     as_json: bool,
 ) -> None:
@@ -74,6 +85,7 @@ def create(
             expires_in=expires,
             requests_per_minute=requests_per_minute,
             tokens_per_minute=tokens_per_minute,
+            max_jobs=max_jobs,
         )
     if as_json:
         print_json({**_document(new.key), "key": new.secret})
@@ -81,6 +93,31 @@ def create(
     until = f", expires {shown(new.key.expires_at)} UTC" if new.key.expires_at else ""
     click.echo(f"{new.key.id} for {new.key.tenant_name}{until}. Shown only this once:", err=True)
     click.echo(new.secret)
+
+
+@keys.command("set")
+@click.argument("key_id")
+@_limit_options
+@data_dir_option
+@json_option
+@account_errors
+def set_(
+    key_id: str,
+    requests_per_minute: int | None,
+    tokens_per_minute: int | None,
+    max_jobs: int | None,
+    data_dir: Path | None,
+    as_json: bool,
+) -> None:
+    """Change the limits of the key KEY_ID (key_…), on every API process within seconds."""
+    with accounts(data_dir) as service:
+        key = service.set_key(
+            key_id,
+            requests_per_minute=requests_per_minute,
+            tokens_per_minute=tokens_per_minute,
+            max_jobs=max_jobs,
+        )
+    _print([key], as_json=as_json)
 
 
 @keys.command("list")
@@ -157,6 +194,7 @@ def _document(key: ApiKey) -> dict[str, Any]:
         "scopes": sorted(key.scopes),
         "requests_per_minute": key.limits.requests_per_minute,
         "tokens_per_minute": key.limits.tokens_per_minute,
+        "max_jobs": key.limits.max_jobs,
         "status": key.status(datetime.now(UTC)),
         "created_at": iso(key.created_at),
         "last_used_at": iso(key.last_used_at),

@@ -11,6 +11,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping
+from random import Random
 from typing import Final
 
 from aiohttp import hdrs, web
@@ -28,6 +29,8 @@ from config.logs import get_logger
 log = get_logger(__name__)
 _stdlib_log: Final = logging.getLogger(__name__)
 
+#: Ids only have to differ, and this asks the kernel once, not for each.
+_IDS: Final = Random(os.urandom(32))
 _REQUEST_ID: Final = "x-request-id"
 #: An incoming id that is safe to repeat in headers, logs and records.
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
@@ -103,7 +106,7 @@ def request_id_of(request: web.BaseRequest) -> str:
     given = request.headers.get(_REQUEST_ID)
     if given is not None and _SANE_ID.fullmatch(given):
         return given
-    return "req_" + os.urandom(12).hex()
+    return f"req_{_IDS.getrandbits(96):024x}"
 
 
 def _authenticate(request: web.Request, scope: str, request_id: str) -> None:

@@ -322,6 +322,7 @@ local function finish(base, id, job, status, now, fields, taken)
   count_out(base, job.tenant)
   if job.limits then
     settle_limits(job, (taken or 0) - job.cost, now)
+    call('SREM', 'fb:key:' .. job.key_id .. ':jobs', id)
   end
   call('HSET', key, 'status', status, 'finished_ms', now, 'seq', seq, unpack(fields))
   log_event(id, seq, status, job.attempt)
@@ -507,10 +508,28 @@ local function jobs_of(tenant)
   return sum
 end
 
--- Looks at the limits of a job (GCRA, see broker/limits.py). Returns which one doesn't let it in
--- (1…4, the one that takes longest; 5: jobs at once) or nil, how long (ms), the limit; the meters as
--- limit, TAT, … before it and after it; and what to write then.
-local function weigh(limits, tenant, key_id, cost, now)
+-- Whether an API key has as many jobs as it may have. Its set names them, so that no count can drift;
+-- what still could be left over in it (a record that was deleted, a job that an older version ended)
+-- goes before anybody is refused for it.
+local function key_is_full(key_id, bound)
+  local held = 'fb:key:' .. key_id .. ':jobs'
+  if call('SCARD', held) < bound then
+    return false
+  end
+  for _, id in ipairs(call('SRANDMEMBER', held, 16)) do
+    local state = call('HMGET', 'fb:job:' .. id, 'status', 'finished_ms')
+    if not state[1] or state[2] then
+      call('SREM', held, id)
+    end
+  end
+  return call('SCARD', held) >= bound
+end
+
+-- Looks at the limits of a job (GCRA, see broker/limits.py); `key_jobs`: jobs at once of its key, 0 is
+-- without a bound. Returns which one doesn't let it in (1…4, the one that takes longest; jobs at once:
+-- 5 of the tenant, 6 of the key) or nil, how long (ms), the limit; the meters as limit, TAT, … before
+-- it and after it; and what to write then.
+local function weigh(limits, tenant, key_id, key_jobs, cost, now)
   local scopes, jobs = read_limits(limits, tenant, key_id)
   local which, longest, bound, before, after, writes = nil, TOLERANCE_MS, 0, {}, {}, {}
   for n, scope in ipairs(scopes) do
@@ -544,11 +563,17 @@ local function weigh(limits, tenant, key_id, cost, now)
   if not which and jobs > 0 and jobs_of(tenant) >= jobs then
     which, longest, bound = 5, 0, jobs
   end
+  if not which and key_jobs > 0 and key_is_full(key_id, key_jobs) then
+    which, longest, bound = 6, 0, key_jobs
+  end
   return which, math.ceil(longest), bound, before, after, writes
 end
 
--- Takes what `weigh` has found.
-local function take_limits(writes)
+-- Takes what `weigh` has found, and a place among the jobs of the key where they are bounded.
+local function take_limits(id, writes, key_id, key_jobs)
+  if key_jobs > 0 then
+    call('SADD', 'fb:key:' .. key_id .. ':jobs', id)
+  end
   for _, write in ipairs(writes) do
     call('HSET', unpack(write[1]))
     call('PEXPIRE', write[2], write[3])
@@ -580,8 +605,9 @@ local function revive(base, id, job, deadline, now, known)
   call('PERSIST', key .. ':events')
   call('DEL', key .. ':text')
   if job.limits then
-    local _, _, _, _, _, writes = weigh(job.limits, job.tenant, job.key_id, job.cost, now)
-    take_limits(writes)
+    local key_jobs = tonumber(call('HGET', key, 'key_jobs') or 0)
+    local _, _, _, _, _, writes = weigh(job.limits, job.tenant, job.key_id, 0, job.cost, now)
+    take_limits(id, writes, job.key_id, key_jobs)
   end
   call('ZADD', 'fb:tenant:' .. job.tenant .. ':jobs', 'NX', call('HGET', key, 'created_ms'), id)
   log_event(id, job.seq + 1, 'queued', job.attempt)

@@ -7,7 +7,8 @@
 -- ARGV[8] deadline (ms since 1970), or 0
 -- ARGV[9] key of the idempotency entry, or empty  [10] digest of the request  [11] life of the entry
 -- ARGV[12] rate limits (see `read_limits`), or empty  [13] id of the API key
--- ARGV[14…] further fields and values of the record
+-- ARGV[14] bound of the key's jobs at once, or 0; with one there are rate limits, if only of 0
+-- ARGV[15…] further fields and values of the record
 -- Returns {0, position in the tenant's list, now, meters} | {1, position, now, meters}: this id
 -- exists | {4, position, now, meters, id}: accepted before, as this id | {5, id}: the idempotency key
 -- belongs to another request | {7, limit that is reached, wait (ms), its bound, now, meters, outlook
@@ -26,9 +27,10 @@ if not (SHARE[band] and cost and cost >= 1 and delay and delay >= 0 and deadline
   return redis.error_reply('ERR bad band, cost, delay or deadline')
 end
 local now = now_ms()
-local over, wait, bound, before, after, writes
+local over, wait, bound, before, after, writes, key_jobs
 if ARGV[12] ~= '' then
-  over, wait, bound, before, after, writes = weigh(ARGV[12], tenant, ARGV[13], cost, now)
+  key_jobs = tonumber(ARGV[14])
+  over, wait, bound, before, after, writes = weigh(ARGV[12], tenant, ARGV[13], key_jobs, cost, now)
 end
 if ARGV[9] ~= '' then
   local known = call('GET', ARGV[9])
@@ -46,7 +48,7 @@ if call('EXISTS', record) == 1 then
 end
 if over then
   return {7, over, wait, bound, now, before,
-    over == 5 and outlook(base, tenant, band, now) or {}, band}
+    over >= 5 and outlook(base, tenant, band, now) or {}, band}
 end
 local refused, known = refusal(base, tenant, band, ARGV[6], ARGV[7], now)
 if refused then
@@ -54,10 +56,13 @@ if refused then
 end
 
 call('HSET', record, 'status', 'queued', 'tenant', tenant, 'band', band, 'cost', ARGV[4],
-  'created_ms', now, 'seq', 1, unpack(ARGV, 14))
+  'created_ms', now, 'seq', 1, unpack(ARGV, 15))
 if writes then
   call('HSET', record, 'limits', ARGV[12])
-  take_limits(writes)
+  if key_jobs > 0 then
+    call('HSET', record, 'key_jobs', key_jobs)
+  end
+  take_limits(id, writes, ARGV[13], key_jobs)
 end
 if ARGV[9] ~= '' then
   call('SET', ARGV[9], ARGV[10] .. '|' .. id, 'PX', ARGV[11])

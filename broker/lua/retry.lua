@@ -28,11 +28,13 @@ end
 local base, now = base_of(job.model), now_ms()
 local over, wait, bound, before, after
 if job.limits then
-  over, wait, bound, before, after = weigh(job.limits, job.tenant, job.key_id, job.cost, now)
+  local key_jobs = tonumber(call('HGET', KEYS[1], 'key_jobs') or 0)
+  over, wait, bound, before, after =
+    weigh(job.limits, job.tenant, job.key_id, key_jobs, job.cost, now)
 end
 if over then
   return {7, over, wait, bound, now, before,
-    over == 5 and outlook(base, job.tenant, job.band, now) or {}, job.band}
+    over >= 5 and outlook(base, job.tenant, job.band, now) or {}, job.band}
 end
 local refused, known = refusal(base, job.tenant, job.band, ARGV[5], ARGV[5 + PLACE[job.band]], now)
 if refused then

@@ -12,13 +12,15 @@ from broker.limits import RateLimits
 from tests.contract.harness import LEASE_MS, MODEL, Harness, new_job, policy
 
 
-def _job(tenant: str = "a", *, key: tuple[int, int] = (0, 0), **fields: Any) -> NewJob:
+def _job(
+    tenant: str = "a", *, key: tuple[int, int] = (0, 0), key_jobs: int = 0, **fields: Any
+) -> NewJob:
     limits = {
         name: fields.pop(name)
         for name in ("requests_per_minute", "tokens_per_minute", "max_jobs")
         if name in fields
     }
-    key_limits = RateLimits(requests_per_minute=key[0], tokens_per_minute=key[1])
+    key_limits = RateLimits(requests_per_minute=key[0], tokens_per_minute=key[1], max_jobs=key_jobs)
     values = {"key_id": "k1", "limits": RateLimits(**limits), "key_limits": key_limits, **fields}
     return new_job(tenant, **values)
 
@@ -216,6 +218,63 @@ def test_jobs_of_lost_workers_do_not_fill_the_bound_for_ever(harness: Harness) -
     harness.advance(LEASE_MS + 1_000)
     harness.queue.sweep(MODEL)
     _accepted(harness, 2, max_jobs=2)
+
+
+def test_jobs_at_once_of_a_key(harness: Harness) -> None:
+    harness.queue.enqueue(_job())  # accepted before the key had a bound
+    ids = _accepted(harness, 2, key_jobs=2)
+    with pytest.raises(RateLimitedError) as limited:
+        harness.queue.enqueue(_job(key_jobs=2, model="embedder"))
+    error = limited.value
+    assert (error.scope, error.kind, error.limit, error.limits) == ("key", "jobs", 2, ())
+    assert error.retry_after_ms == 5_000
+    harness.queue.enqueue(_job(key_id="k2", key_jobs=1))
+    harness.queue.enqueue(_job())  # the bound was taken away
+    harness.queue.cancel(ids[0])
+    _accepted(harness, 1, key_jobs=2, model="embedder", delay_ms=60_000)
+    with pytest.raises(RateLimitedError) as limited:
+        harness.queue.enqueue(_job(key_jobs=2, max_jobs=1))
+    assert limited.value.scope == "tenant"
+
+
+@pytest.mark.parametrize("way", ["done", "cancel", "deadline", "lost", "failed", "erased"])
+def test_a_place_of_a_key_is_free_when_its_job_ends(harness: Harness, way: str) -> None:
+    late = {"deadline_ms": harness.now() + 1_000} if way == "deadline" else {}
+    job = _job(key_jobs=1, max_attempts=1, **late)
+    harness.queue.enqueue(job)
+    if way not in ("cancel", "deadline", "erased"):
+        claim = harness.claim_one()
+        with pytest.raises(RateLimitedError):
+            harness.queue.enqueue(_job(key_jobs=1))
+    if way == "done":
+        harness.finish(claim)
+    elif way == "failed":
+        error = JobError(code="x", message="y")
+        harness.queue.complete(claim, Outcome(status=Status.FAILED, error=error))
+    elif way == "cancel":
+        harness.queue.cancel(job.id)
+    elif way == "erased":
+        harness.queue.erase(job.id)
+    else:
+        harness.advance(LEASE_MS + 2_000)
+        harness.queue.sweep(MODEL)
+    assert harness.queue.get(job.id).is_terminal
+    (taken,) = _accepted(harness, 1, key_jobs=1)
+    if way in ("deadline", "lost", "failed"):
+        with pytest.raises(RateLimitedError) as limited:
+            harness.queue.retry(job.id)
+        assert limited.value.scope == "key"
+        harness.queue.cancel(taken)
+        harness.queue.retry(job.id)
+        with pytest.raises(RateLimitedError):
+            harness.queue.enqueue(_job(key_jobs=1))
+
+
+def test_a_job_given_back_keeps_the_place_of_its_key(harness: Harness) -> None:
+    harness.queue.enqueue(_job(key_jobs=1))
+    harness.queue.requeue(harness.claim_one(), delay_ms=0, refund=True)
+    with pytest.raises(RateLimitedError):
+        harness.queue.enqueue(_job(key_jobs=1))
 
 
 def test_a_replay_takes_nothing_and_tells_the_limits(harness: Harness) -> None:

@@ -57,7 +57,7 @@ LIMITS = st.sampled_from(
         RateLimits(),
         RateLimits(requests_per_minute=6),
         RateLimits(requests_per_minute=6, tokens_per_minute=600),
-        RateLimits(max_jobs=5),
+        RateLimits(max_jobs=3),
     ]
 )
 JOBS = st.fixed_dictionaries(
@@ -463,6 +463,18 @@ class Twins(RuleBasedStateMachine):
             there = float(raw or 0) - self.apart
             # What was paid off by then means nothing; all else comes in steps of ten seconds.
             assert max(there, self.clock.now) == pytest.approx(max(at, self.clock.now), abs=2_000)
+
+    @invariant()
+    def keys_hold_the_places_of_their_live_jobs(self) -> None:
+        for key_id in ("k1", "k2"):
+            held = {each.decode() for each in self.client.smembers(keys.key_jobs(key_id))}
+            assert held == {
+                job_id
+                for job_id, record in self.memory._records.items()
+                if record.key_max_jobs
+                and record.job.key_id == key_id
+                and not record.job.is_terminal
+            }
 
     def ask_for_a_position(self, pick: int) -> None:
         if not self.ids:

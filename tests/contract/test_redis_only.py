@@ -147,6 +147,57 @@ def test_limits_leave_nothing_behind(desk: Harness) -> None:
         assert not behind(desk).exists(key)
 
 
+def test_jobs_at_once_hold_exactly_however_many_processes_submit(
+    desk: Harness, broker_url: str
+) -> None:
+    def submit() -> None:
+        client = connect(RedisSettings(url=broker_url))
+        queue = RedisQueue(client, settings())
+        for _ in range(10):
+            try:
+                accepted.append(queue.enqueue(new_job("a", key_id="k", key_limits=limits)))
+            except RateLimitedError:
+                refused.append(1)
+        client.close()
+
+    limits = RateLimits(max_jobs=7)
+    accepted: list[Accepted] = []
+    refused: list[int] = []
+    threads = [threading.Thread(target=submit) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert (len(accepted), len(refused)) == (7, 33)
+    for claim in desk.claim(7):
+        desk.finish(claim)
+    assert not behind(desk).exists(keys.key_jobs("k"))
+
+
+def test_places_of_lost_records_are_found_again(desk: Harness) -> None:
+    """A record that somebody deleted, and a job that a version without such bounds has ended."""
+    limits = RateLimits(max_jobs=3)
+    ids = [desk.submit(key_id="k", key_limits=limits) for _ in range(3)]
+    client = behind(desk)
+    with pytest.raises(RateLimitedError):
+        desk.submit(key_id="k", key_limits=limits)
+    client.delete(keys.job(ids[0]))
+    desk.queue.cancel(ids[1])
+    client.sadd(keys.key_jobs("k"), ids[1])
+    for _ in range(2):
+        desk.submit(key_id="k", key_limits=limits)
+    with pytest.raises(RateLimitedError):
+        desk.submit(key_id="k", key_limits=limits)
+    held = {raw.decode() for raw in client.smembers(keys.key_jobs("k"))}
+    assert ids[2] in held
+    assert len(held) == 3
+
+
+def test_keys_without_a_bound_of_jobs_have_no_set(desk: Harness) -> None:
+    desk.submit(key_id="k", key_limits=RateLimits(requests_per_minute=9))
+    assert not behind(desk).exists(keys.key_jobs("k"))
+
+
 def test_the_claim_command_sent_by_hand(desk: Harness) -> None:
     assert isinstance(desk.queue, RedisQueue)
     job_id = desk.submit()

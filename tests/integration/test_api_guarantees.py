@@ -530,6 +530,15 @@ async def test_tokens_of_a_key_and_jobs_of_a_tenant_are_limited(api: Api) -> Non
     assert refused.status == 429
     assert (await refused.json())["error"]["code"] == "concurrency_exceeded"
     assert int(refused.headers["Retry-After"]) >= 1
+    api.accounts.change("a", key_limits=RateLimits(max_jobs=1), policy=TenantPolicy())
+    last = await _submit(api, job(delay=60))
+    refused = await api.client.post("/v1/jobs", json=job())
+    assert refused.status == 429
+    error = (await refused.json())["error"]
+    assert error["code"] == "concurrency_exceeded"
+    assert error["message"] == "This key's limit of 1 jobs at once is reached."
+    await api.client.post(f"/v1/jobs/{last['id']}/cancel")
+    await _submit(api, job(delay=60))
 
 
 async def test_queues_show_a_tenant_its_own_part(api: Api) -> None:

@@ -128,8 +128,7 @@ def test_a_demoted_primary_is_left_at_once(cluster: Cluster) -> None:
     queue = RedisQueue(client, Queue())
     try:
         queue.enqueue(_job())
-        cluster.sentinel.execute_command("SENTINEL", "FAILOVER", "forebay")
-        until(lambda: cluster.primary.role == "slave", "the primary is demoted")
+        cluster.swap()
         begun = time.monotonic()
         job = _job()
         queue.enqueue(job)

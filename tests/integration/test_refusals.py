@@ -6,17 +6,14 @@ tell of each outage once, however often they were refused.
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import orjson
 import pytest
 import redis
 from aiohttp.test_utils import TestClient, TestServer
@@ -26,9 +23,10 @@ from api import keys
 from api.app import make_app
 from broker.jobs import NewJob
 from config.settings import Settings, load
-from tests.apiserver import CHAT, EMBED, MODELS, Accounts, job
+from tests.apiserver import EMBED, MODELS, Accounts, job
 from tests.conftest import free_port
-from tests.integration.worker_lab import ROOT, until
+from tests.integration.model_worker import WorkerProcess
+from tests.integration.worker_lab import until
 
 #: After Redis is back, a job is accepted and done within this time (s).
 RECOVERY_S = 8.0
@@ -108,35 +106,6 @@ def server(valkey_binary: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
     server = Troubled(valkey_binary, tmp_path_factory.mktemp("troubled"))
     yield server
     server.close()
-
-
-class WorkerProcess:
-    def __init__(self, url: str, log: Path) -> None:
-        self._log = log
-        env = {name: value for name, value in os.environ.items() if "FOREBAY" not in name}
-        env |= {
-            "PYTHONPATH": str(ROOT),
-            "FOREBAY_REDIS__URL": url,
-            "FOREBAY_REDIS__TIMEOUT_S": "1",
-            "FOREBAY_WORKER__ENGINE": "simulated",
-            "FOREBAY_SIMULATED__STEP_MS": "1",
-            "FOREBAY_LOG__FORMAT": "json",
-        }
-        with log.open("wb") as stream:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "workers", "--model", CHAT],
-                cwd=log.parent, env=env, stdout=stream, stderr=stream,
-            )  # fmt: skip
-        until(lambda: "worker_ready" in self.events(), "the worker is ready")
-
-    def events(self) -> Counter[str]:
-        """What it said, but for its jobs."""
-        lines = [orjson.loads(x) for x in self._log.read_bytes().splitlines() if x[:1] == b"{"]
-        return Counter(str(line["event"]) for line in lines if "job_id" not in line)
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait(10)
 
 
 @pytest.fixture(scope="module")

@@ -116,8 +116,9 @@ def test_drain_hands_back_what_outlives_the_grace(lab: Lab) -> None:
         lab.await_start(job_id, attempt=2)
 
 
-def test_workers_are_replaced_one_after_another_under_load(lab: Lab) -> None:
+def test_workers_are_replaced_one_after_another_under_load(valkey_lab: Lab) -> None:
     """A rolling upgrade: nothing is lost, run twice, or held up by more than a drain."""
+    lab = valkey_lab
     workers = [lab.start(concurrency=2), lab.start(concurrency=2)]
     ids = lab.put(8, sleep_s=0.2)
     for old in workers:

@@ -94,6 +94,9 @@ def test_from_an_empty_database_to_a_revoked_key(forebay: Run, valkey: str) -> N
 
     plain = forebay("keys", "create", "acme", "--requests-per-minute", "60")
     assert "60 req/min" in forebay("keys", "list", "acme").stdout
+    limited = forebay("keys", "set", key["id"], "--max-jobs", "5", "--json").stdout
+    assert [found["max_jobs"] for found in json.loads(limited)] == [5]
+    assert "5 jobs" in forebay("keys", "list", "acme").stdout
     assert keys.has_checksum(plain.stdout.strip())
     assert plain.stdout.strip() not in plain.stderr
 
@@ -111,6 +114,7 @@ def test_from_an_empty_database_to_a_revoked_key(forebay: Run, valkey: str) -> N
 def test_mistakes_are_one_line_each(forebay: Run) -> None:
     assert "no tenant 'nobody'" in failed(forebay("keys", "create", "nobody"), 1)
     assert "no key 'key_x'" in failed(forebay("keys", "revoke", "key_x"), 1)
+    assert "no key 'key_x'" in failed(forebay("keys", "set", "key_x", "--max-jobs", "1"), 1)
     assert "name" in failed(forebay("tenants", "create", "A B"), 2)
     assert "weight" in failed(forebay("tenants", "create", "acme", "--weight", "0"), 2)
     assert "12h, 30d" in failed(forebay("keys", "create", "acme", "--expires", "soon"), 2)

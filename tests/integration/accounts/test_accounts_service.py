@@ -65,8 +65,15 @@ def test_limits_are_set_and_taken_away(service: AccountsService) -> None:
     key = service.create_key("acme", requests_per_minute=6, tokens_per_minute=90).key
     assert key.limits == RateLimits(requests_per_minute=6, tokens_per_minute=90)
     assert service.list_keys() == [key]
+    changed = service.set_key(key.id, max_jobs=4, tokens_per_minute=0)
+    assert changed.limits == RateLimits(requests_per_minute=6, max_jobs=4)
+    assert service.list_keys() == [changed]
     with pytest.raises(InvalidAccountError):
         service.create_key("acme", requests_per_minute=-1)
+    with pytest.raises(InvalidAccountError):
+        service.set_key(key.id, max_jobs=-1)
+    with pytest.raises(UnknownAccountError):
+        service.set_key("key_x", max_jobs=1)
 
 
 def test_set_changes_what_is_given_and_nothing_else(service: AccountsService) -> None:
@@ -234,8 +241,12 @@ def test_every_change_counts_and_a_refused_one_does_not(
     with pytest.raises(UnknownAccountError):
         service.set_tenant("other", weight=1)
     service.list_tenants()
+    with pytest.raises(UnknownAccountError):
+        service.set_key("key_x", max_jobs=1)
+    service.set_key(key.id, max_jobs=1)
+    assert store.counter() == 5
     store.note_use({key.id: datetime.now(UTC)}, older_than=datetime.now(UTC))
-    assert store.counter() == 4
+    assert store.counter() == 5
 
 
 def test_changes_at_once_are_all_kept(settings: Settings, service: AccountsService) -> None:

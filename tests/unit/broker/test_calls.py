@@ -82,13 +82,15 @@ def test_a_limit_that_is_reached() -> None:
 def test_limits_are_sent_only_when_there_are_any() -> None:
     def sent(**fields: Any) -> object:
         (command,) = CALLS.enqueue(_new(**fields)).commands
-        return command[3 + 12]
+        return command[3 + 12], command[3 + 14]
 
     limits = RateLimits(requests_per_minute=1, tokens_per_minute=2, max_jobs=3)
-    assert sent() == ""
-    assert sent(limits=limits) == "1|2|3|0|0"
-    assert sent(key_id="k", key_limits=limits) == "0|0|0|1|2"
-    assert sent(key_limits=limits) == "", "limits of a key need a key"
+    only_jobs = RateLimits(max_jobs=3)
+    assert sent() == ("", 0)
+    assert sent(limits=limits) == ("1|2|3|0|0", 0)
+    assert sent(key_id="k", key_limits=limits) == ("0|0|0|1|2", 3)
+    assert sent(key_id="k", key_limits=only_jobs) == ("0|0|0|0|0", 3)
+    assert sent(key_limits=limits) == ("", 0), "limits of a key need a key"
 
 
 def test_what_a_job_does_not_have_is_not_sent() -> None:

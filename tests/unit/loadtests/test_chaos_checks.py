@@ -11,7 +11,7 @@ import pytest
 from loadtests.chaos import FULL, SHORT
 from loadtests.chaos_checks import attempt_fault, order_fault, text_fault
 from loadtests.chaos_client import fingerprint
-from loadtests.cut_proxy import serve
+from loadtests.cut_proxy import Network, serve
 from tests.conftest import free_port
 
 
@@ -79,7 +79,7 @@ async def test_the_proxy_joins_two_ports() -> None:
 
     target = await asyncio.start_server(echo, "127.0.0.1", 0)
     port = free_port()
-    proxy = asyncio.create_task(serve(port, target.sockets[0].getsockname()[1]))
+    proxy = asyncio.create_task(serve(port, target.sockets[0].getsockname()[1], Network()))
     try:
         reader, writer = await connect(port)
         writer.write(b"through\n")
