@@ -30,7 +30,7 @@ log = get_logger(__name__)
 _stdlib_log: Final = logging.getLogger(__name__)
 
 #: Ids only have to differ, and this asks the kernel once, not for each.
-_IDS: Final = Random(os.urandom(32))
+_IDS: Final = Random(os.urandom(32))  # noqa: S311
 _REQUEST_ID: Final = "x-request-id"
 #: An incoming id that is safe to repeat in headers, logs and records.
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
