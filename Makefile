@@ -57,6 +57,10 @@ format: $(READY) ## Let ruff fix and format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+.PHONY: test-engine
+test-engine: $(READY) ## 120 prompts of the real model against `generate`; takes minutes
+	@ENGINE=1 $(BIN)/python -m pytest tests/integration/test_engine_equality.py
+
 .PHONY: bench-submit
 bench-submit: $(READY) ## Accepted jobs/s against FastAPI + Celery and a bare handler
 	@$(BIN)/python -m loadtests.submit
@@ -82,9 +86,21 @@ bench-fairness: $(READY) ## Shares of tenants and bands, a newcomer's wait, a ba
 bench-scale: $(READY) ## Cost per job with 10,000 tenants and 1,000,000 queued jobs; two primaries
 	@$(BIN)/python -m loadtests.scale
 
+.PHONY: load-10k
+load-10k: $(READY) ## 10,000 clients waiting at once: nothing lost, memory and delay; alone and behind nginx
+	@infra/test-services.sh
+	@$(BIN)/python -m loadtests.load_10k
+
 .PHONY: bench-batch
 bench-batch: $(READY) ## A batch of 50,000 lines: time, memory of the API, what interactive calls feel of it
 	@$(BIN)/python -m loadtests.batch_bench
+
+.PHONY: bench-gateway
+bench-gateway: $(READY) ## Milliseconds added to a call at half load, against the bare engine and LiteLLM's proxy
+	@[ -x .venv-litellm/bin/litellm ] || { $(PYTHON) -m venv .venv-litellm && \
+	  .venv-litellm/bin/pip install -q "litellm[proxy]==1.106.0"; } \
+	  || { rm -rf .venv-litellm; echo "· LiteLLM can't be installed: its half is left out" >&2; }
+	@$(BIN)/python -m loadtests.gateway
 
 .PHONY: chaos
 chaos: $(READY) ## Over 100 faults under load: kills, restarts, cuts, pauses; fails if a job is lost (9 minutes)
@@ -108,5 +124,5 @@ chaos-webhooks: $(READY) ## Webhooks to receivers that misbehave, workers killed
 
 .PHONY: clean
 clean: ## Remove the environment and caches (not the data folder .forebay)
-	rm -rf $(VENV) $(FUZZ) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info build dist
+	rm -rf $(VENV) $(FUZZ) .venv-litellm .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

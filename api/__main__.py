@@ -29,8 +29,9 @@ log = logs.get_logger(__name__)
 #: May be set by whoever starts several processes: then only the first, 0, serves the scraper.
 #: Otherwise all do, on one port; with `PROMETHEUS_MULTIPROC_DIR` each shows the sum of all.
 PROCESS_INDEX: Final = "FOREBAY_PROCESS_INDEX"
-#: Connections the kernel holds before they are accepted.
-_BACKLOG: Final = 1024
+#: Connections the kernel holds before they are accepted (`net.core.somaxconn` at most); what comes
+#: beyond is dropped and tries again after a second.
+_BACKLOG: Final = 4096
 #: Objects made, less those freed, between two looks for cycles.
 _GC_THRESHOLD: Final = 10_000
 

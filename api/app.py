@@ -134,8 +134,10 @@ async def _broker(app: web.Application) -> AsyncIterator[None]:
 
 
 async def _conversations(app: web.Application) -> AsyncIterator[None]:
-    ttl_s = app[keys.SETTINGS].api.conversation_ttl_s
-    app[keys.CONVERSATIONS] = RedisConversations(app[keys.REDIS], ttl_s=ttl_s)
+    settings = app[keys.SETTINGS].api
+    app[keys.CONVERSATIONS] = RedisConversations(
+        app[keys.REDIS], ttl_s=settings.conversation_ttl_s, most=settings.max_conversations
+    )
     yield
 
 

@@ -79,6 +79,9 @@ CODES: Final[Mapping[str, Code]] = {
         429, "insufficient_quota", False, "The space for files is used up"
     ),
     "too_many_batches": Code(429, _LIMIT, True, "Too many batches have not ended"),
+    "too_many_conversations": Code(
+        429, "insufficient_quota", False, "Too many conversations are kept"
+    ),
     "internal_error": Code(500, _SERVER, True, "Something went wrong on our side"),
     "worker_lost": Code(502, _SERVER, True, "The worker was lost while it ran the job"),
     "max_attempts": Code(502, _SERVER, False, "The job failed at every attempt"),
@@ -101,6 +104,7 @@ _RETRY_AFTER_S: Final[Mapping[str, float]] = {
     "budget_exceeded": 3600.0,
     "storage_quota_exceeded": 3600.0,
     "too_many_batches": 30.0,
+    "too_many_conversations": 3600.0,
 }
 _DEFAULT_RETRY_AFTER_S: Final = 1.0
 

@@ -33,6 +33,16 @@ class _Server(web.Server):
 class _Connection(web.RequestHandler):
     __slots__ = ()
 
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        finished = await super().finish_response(request, resp, start_time)
+        if isinstance(resp, web.Response):
+            # The connection keeps its last answer until the next one: for as long as it is idle,
+            # or waits on a long poll or a stream.
+            resp.body = None
+        return finished
+
     def handle_error(
         self,
         request: web.BaseRequest,

@@ -25,6 +25,10 @@ class ConversationNotFoundError(Exception):
     """No such conversation, or it belongs to another tenant."""
 
 
+class TooManyConversationsError(Exception):
+    """The tenant has as many conversations as it may have."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Conversation:
     id: str
@@ -39,23 +43,32 @@ class Conversation:
 class RedisConversations:
     """Every call may raise `BrokerUnavailableError`."""
 
-    def __init__(self, client: redis.asyncio.Redis, *, ttl_s: int) -> None:
+    def __init__(self, client: redis.asyncio.Redis, *, ttl_s: int, most: int) -> None:
+        """`most`: conversations of one tenant."""
         # Untyped in redis-py.
         self._client: Any = client
         self._converse: Any = self._client.register_script(scripts.CONVERSE.source)
+        self._open: Any = client.register_script(scripts.OPEN_CONVERSATION.source)
         self._ttl_s = ttl_s
+        self._most = most
 
     async def create(self, conversation: Conversation, items: Sequence[Item]) -> None:
-        key = keys.conversation(conversation.id)
-        fields = {
-            "tenant": conversation.tenant,
-            "created_ms": conversation.created_ms,
-            "metadata": conversation.metadata,
-        }
-        async with _translated(), self._client.pipeline(transaction=True) as pipe:
-            pipe.hset(key, mapping=fields)
-            pipe.expire(key, self._ttl_s)
-            await pipe.execute()
+        """Raises `TooManyConversationsError`."""
+        of_tenant = keys.tenant_conversations(conversation.tenant)
+        async with _translated():
+            made = await self._open(
+                keys=[keys.conversation(conversation.id), of_tenant],
+                args=[
+                    conversation.id,
+                    conversation.tenant,
+                    conversation.created_ms,
+                    conversation.metadata,
+                    self._ttl_s,
+                    self._most,
+                ],
+            )
+        if not made:
+            raise TooManyConversationsError
         if items:
             await self.add(conversation.id, items)
 
@@ -78,11 +91,14 @@ class RedisConversations:
             await self._client.hset(keys.conversation(conversation_id), "metadata", metadata)
         await self.add(conversation_id, ())
 
-    async def delete(self, conversation_id: str) -> None:
-        async with _translated():
-            await self._client.delete(
+    async def delete(self, conversation_id: str, tenant: str) -> None:
+        """`tenant` has to be its owner."""
+        async with _translated(), self._client.pipeline(transaction=True) as pipe:
+            pipe.delete(
                 keys.conversation(conversation_id), keys.conversation_items(conversation_id)
             )
+            pipe.zrem(keys.tenant_conversations(tenant), conversation_id)
+            await pipe.execute()
 
     async def items(self, conversation_id: str) -> list[bytes]:
         """All items, oldest first."""
@@ -133,10 +149,14 @@ class _Kept:
 class MemoryConversations:
     """The same in memory; nothing expires."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, most: int = 10_000) -> None:
         self._kept: dict[str, _Kept] = {}
+        self._most = most
 
     async def create(self, conversation: Conversation, items: Sequence[Item]) -> None:
+        tenants = [kept.conversation.tenant for kept in self._kept.values()]
+        if tenants.count(conversation.tenant) >= self._most:
+            raise TooManyConversationsError
         self._kept[conversation.id] = _Kept(conversation, dict(items))
 
     async def get(self, conversation_id: str, tenant: str) -> Conversation:
@@ -149,7 +169,7 @@ class MemoryConversations:
         kept = self._kept[conversation_id]
         kept.conversation = replace(kept.conversation, metadata=metadata)
 
-    async def delete(self, conversation_id: str) -> None:
+    async def delete(self, conversation_id: str, tenant: str) -> None:
         self._kept.pop(conversation_id, None)
 
     async def items(self, conversation_id: str) -> list[bytes]:

@@ -89,6 +89,11 @@ def conversation_items(conversation_id: str) -> str:
     return f"fb:conv:{conversation_id}:items"
 
 
+def tenant_conversations(tenant: str) -> str:
+    """ZSET: conversation id -> when it expires (ms)."""
+    return f"fb:tenant:{tenant}:convs"
+
+
 def worker(owner: str) -> str:
     """String with expiry: a worker's status as JSON."""
     return f"fb:worker:{owner}"

@@ -105,6 +105,7 @@ LEASES = _load("leases")
 STATS = _load("stats")
 TENANT_QUEUE = _load("tenant_queue")
 LIST_JOBS = _load("list_jobs")
+OPEN_CONVERSATION = _load("open_conversation")
 CONVERSE = _load("converse")
 WEBHOOK_PUT = _load("webhook_put")
 WEBHOOK_CLAIM = _load("webhook_claim")
@@ -135,6 +136,7 @@ ALL: tuple[Script, ...] = (
     STATS,
     TENANT_QUEUE,
     LIST_JOBS,
+    OPEN_CONVERSATION,
     CONVERSE,
     WEBHOOK_PUT,
     WEBHOOK_CLAIM,

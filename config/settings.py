@@ -108,6 +108,8 @@ class Api(_Section):
     response_ttl_s: Positive = 604_800
     #: A conversation is kept for this long after its last change.
     conversation_ttl_s: Positive = 2_592_000
+    #: Conversations that a tenant may have at a time.
+    max_conversations: Positive = 10_000
     #: Time given to open requests at shutdown.
     shutdown_grace_s: Seconds = 8.0
     #: Interval of `: ping` comments on an event stream.

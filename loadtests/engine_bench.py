@@ -1,9 +1,9 @@
-"""64 concurrent chats through the whole stack against offline `generate_batch`.
+"""64 concurrent chats through the whole stack against the engine alone, and `generate_batch`.
 
 `forebay up` on one side: HTTP, keys, queue, Celery worker, engine, results. On the other a process
-that calls transformers alone with the same model and settings. Both stay loaded, one is stopped
-(SIGSTOP) while the other computes. Prompts are new in each round, greedy, and ask for long answers;
-tokens are counted as they come, on both sides.
+that runs the same loop with nothing around it (equal terms), and one that calls transformers alone
+with the same model. All stay loaded, the others are stopped (SIGSTOP) while one computes. Prompts
+are new in each round, greedy, and ask for long answers; tokens are counted as they come.
 """
 
 from __future__ import annotations
@@ -120,10 +120,12 @@ def _completion_tokens(answer: Answer) -> int:
 
 
 class Offline:
-    label = "offline generate_batch"
+    """A process that runs the engine alone: `own`, or transformers' as the `reference`."""
 
-    def __init__(self, lab: Lab) -> None:
-        self.child = lab.start(python("loadtests.baseline_offline"), name="offline", piped=True)
+    def __init__(self, lab: Lab, label: str, engine: str) -> None:
+        self.label = label
+        command = python("loadtests.baseline_offline", engine)
+        self.child = lab.start(command, name=f"offline-{engine}", piped=True)
 
     def await_ready(self) -> None:
         self.child.read_json()
@@ -154,18 +156,21 @@ def _idle_cores(child: Child) -> float:
     return (_spent_s(processes) - before) / IDLE_S
 
 
-def measure(stack: Stack, offline: Offline) -> dict[str, list[Round]]:
-    """Rounds of both sides, every second one in the opposite order."""
-    rounds: dict[str, list[Round]] = {stack.label: [], offline.label: []}
+def measure(stack: Stack, *offline: Offline) -> dict[str, list[Round]]:
+    """Rounds of all sides, every second one in the opposite order."""
+    sides: list[Stack | Offline] = [stack, *offline]
+    rounds: dict[str, list[Round]] = {side.label: [] for side in sides}
     began = time.monotonic()
     for number in range(ROUNDS):
         if time.monotonic() - began > BUDGET_S:
             say(f"{BUDGET_S:g} s are over; {number} rounds must do")
             break
         texts = prompts(number)
-        sides: list[Stack | Offline] = [stack, offline]
         for side in reversed(sides) if number % 2 else sides:
-            with _stopped(offline.child if side is stack else stack.child):
+            with contextlib.ExitStack() as others:
+                for other in sides:
+                    if other is not side:
+                        others.enter_context(_stopped(other.child))
                 processes = _tree(side.child)
                 before = _spent_s(processes)
                 done = side.run(texts, MAX_TOKENS)
@@ -208,15 +213,21 @@ def main() -> int:
     # A worker sets this for itself, the offline side inherits it: their threads wait alike.
     pin(Settings())
     with Lab() as lab:
-        stack, offline = Stack(lab), Offline(lab)
-        for side in (stack, offline):
+        stack = Stack(lab)
+        alone = Offline(lab, "the engine alone", "own")
+        reference = Offline(lab, "transformers' generate_batch", "reference")
+        for side in (stack, alone, reference):
             side.await_ready()
             side.run(prompts(ROUNDS), WARMUP_TOKENS)
             say(f"{side.label} is warm")
         idle = _idle_cores(stack.child)
-        rounds = measure(stack, offline)
-    ours, theirs = rounds[stack.label], rounds[offline.label]
-    ratio = median_ratio([done.rate for done in ours], [done.rate for done in theirs])
+        rounds = measure(stack, alone, reference)
+    ours = rounds[stack.label]
+    rates = {label: [done.rate for done in found] for label, found in rounds.items()}
+    figures = {
+        "stack_vs_engine_64": median_ratio(rates[stack.label], rates[alone.label]),
+        "stack_vs_generate_batch_64": median_ratio(rates[stack.label], rates[reference.label]),
+    }
     print(f"{CHATS} concurrent chats of {MAX_TOKENS} tokens, {MODEL}, greedy, {len(ours)} rounds")
     print(f"{where}\nThe idle stack keeps {idle:.2f} cores busy; it is stopped meanwhile.\n")
     headings = [
@@ -228,7 +239,7 @@ def main() -> int:
         "latency p50 / max s",
     ]
     print(table(headings, [_row(label, done) for label, done in rounds.items()]), end="\n\n")
-    return report("engine", {"stack_vs_engine_64": ratio}, BARS)
+    return report("engine", figures, BARS)
 
 
 if __name__ == "__main__":

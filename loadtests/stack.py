@@ -50,7 +50,7 @@ def api_env(redis_url: str, folder: Path) -> dict[str, str]:
     }
 
 
-def create_key(env: dict[str, str]) -> str:
+def create_key(env: dict[str, str], *, max_in_flight: int | None = None) -> str:
     """Make the schema, the tenant `bench` and a key of it; the key's secret."""
     settings = Settings(
         redis={"url": env["FOREBAY_REDIS__URL"]},
@@ -61,5 +61,5 @@ def create_key(env: dict[str, str]) -> str:
     upgrade(engine)
     engine.dispose()
     with AccountsService.from_settings(settings) as accounts:
-        accounts.create_tenant(TENANT, max_queued=_MANY)
+        accounts.create_tenant(TENANT, max_queued=_MANY, max_in_flight=max_in_flight)
         return accounts.create_key(TENANT).secret

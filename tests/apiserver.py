@@ -262,7 +262,7 @@ async def serving(
         queue=noticed,
         hub=hub,
         authenticator=accounts,
-        conversations=conversations or MemoryConversations(),
+        conversations=conversations or MemoryConversations(most=settings.api.max_conversations),
         storage=storage,
         webhooks=webhooks,
     )
@@ -292,7 +292,9 @@ def make_database(settings: Settings) -> None:
 
 
 @asynccontextmanager
-async def running(settings: Settings, *, webhooks: Any = None) -> AsyncIterator[Api]:
+async def running(
+    settings: Settings, *, storage: bool = False, webhooks: Any = None
+) -> AsyncIterator[Api]:
     """The API on a real server."""
     client = connect(settings.redis)
     async with connect_async(settings.redis) as async_client:
@@ -304,7 +306,10 @@ async def running(settings: Settings, *, webhooks: Any = None) -> AsyncIterator[
             RedisQueue(client, settings.queue),
             queue,
             hub,
-            conversations=RedisConversations(async_client, ttl_s=60),
+            conversations=RedisConversations(
+                async_client, ttl_s=60, most=settings.api.max_conversations
+            ),
+            storage=storage,
             webhooks=webhooks,
         ) as api:
             yield api

@@ -15,6 +15,8 @@ from workers.engine import EngineError
 
 #: OpenAI's bound; more would make the scan of every step longer for no use.
 MAX_STOP_STRINGS = 4
+#: As in OpenAI's API.
+MAX_BIASES = 300
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +34,8 @@ class Limits:
     #: Sampling of a request that doesn't say how.
     temperature: float = 1.0
     top_p: float = 1.0
+    #: Seeds, penalties, biases and min_p can be honoured.
+    shaping: bool = True
 
     @classmethod
     def of(cls, spec: ModelSpec, *, vocabulary: int = 0) -> Limits:
@@ -54,10 +58,35 @@ class Sampling:
     top_p: float = 1.0
     #: 0 keeps all tokens.
     top_k: int = 0
+    #: Least probability as a part of the likeliest token's; 0 keeps all tokens.
+    min_p: float = 0.0
+    #: Makes draws repeatable; None leaves them to chance.
+    seed: int | None = None
+    #: 1 changes nothing.
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    #: Added to the scores of tokens, by id.
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
     @property
     def greedy(self) -> bool:
         return self.temperature == 0 or self.top_k == 1 or self.top_p == 0
+
+    @property
+    def cuts(self) -> bool:
+        """Unlikely tokens are cut off by `top_p` or `min_p`."""
+        return self.top_p < 1 or self.min_p > 0
+
+    @property
+    def shapes(self) -> bool:
+        """Scores are changed before a token is taken."""
+        return bool(
+            self.repetition_penalty != 1
+            or self.presence_penalty
+            or self.frequency_penalty
+            or self.logit_bias
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,7 +153,54 @@ def _sampling(body: dict[str, Any], limits: Limits) -> Sampling:
     top_k = body.get("top_k") or 0
     if not isinstance(top_k, int) or isinstance(top_k, bool) or top_k < 0:
         raise EngineError("invalid_request", "top_k must be an integer of at least 0", "top_k")
-    return Sampling(temperature=temperature, top_p=top_p, top_k=top_k)
+    sampling = Sampling(
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=_number(body, "min_p", 0.0, low=0.0, high=1.0),
+        seed=_seed(body),
+        repetition_penalty=_number(body, "repetition_penalty", 1.0, low=0.01, high=100.0),
+        presence_penalty=_number(body, "presence_penalty", 0.0, low=-2.0, high=2.0),
+        frequency_penalty=_number(body, "frequency_penalty", 0.0, low=-2.0, high=2.0),
+        logit_bias=_logit_bias(body, limits),
+    )
+    if not limits.shaping:
+        for name in ("min_p", "seed", *_SHAPING):
+            if getattr(sampling, name) != getattr(_PLAIN, name):
+                raise EngineError(
+                    "unsupported_parameter", f"{name} is not supported by this worker", name
+                )
+    return sampling
+
+
+_SHAPING = ("repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias")
+_PLAIN = Sampling()
+
+
+def _seed(body: dict[str, Any]) -> int | None:
+    seed = body.get("seed")
+    if seed is None:
+        return None
+    if not isinstance(seed, int) or isinstance(seed, bool) or not -(2**63) <= seed < 2**63:
+        raise EngineError("invalid_request", "seed must be an integer of 64 bits", "seed")
+    return seed
+
+
+def _logit_bias(body: dict[str, Any], limits: Limits) -> tuple[tuple[int, float], ...]:
+    biases = body.get("logit_bias") or {}
+    if not isinstance(biases, dict) or len(biases) > MAX_BIASES:
+        raise EngineError(
+            "invalid_request", f"logit_bias takes at most {MAX_BIASES} tokens", "logit_bias"
+        )
+    pairs = []
+    for token, bias in biases.items():
+        number = int(token) if str(token).isascii() and str(token).isdigit() else -1
+        if number < 0 or (limits.vocabulary and number >= limits.vocabulary):
+            raise EngineError(
+                "invalid_request", "logit_bias must name token ids of the model", "logit_bias"
+            )
+        pairs.append((number, _number({"logit_bias": bias}, "logit_bias", 0.0, low=-100, high=100)))
+    return tuple(pairs)
 
 
 def _number(body: dict[str, Any], name: str, default: float, *, low: float, high: float) -> float:

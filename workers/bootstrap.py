@@ -29,6 +29,7 @@ from config.settings import Settings
 from workers import tasks
 from workers.engine import Engine
 from workers.metrics import WorkerMetrics
+from workers.pinning import unbind
 from workers.publisher import DeltaPublisher
 from workers.runner import Runner
 from workers.turns import Turns
@@ -132,6 +133,7 @@ class WorkerProcess:
                 on_dead=self._engine_dead,
             )
             self._engine = engine
+            unbind()
             engine.start()
             runner = Runner(
                 engine=engine,

@@ -16,6 +16,7 @@ from api.handlers.intake import checked
 from api.schemas.batches import LINES
 from api.schemas.inference import InferenceRequest
 from api.schemas.parsing import parse
+from api.schemas.responses import ResponseRequest
 from broker.jobs import Band, NewJob
 from config.catalogue import ModelSpec
 
@@ -97,8 +98,19 @@ class LineChecker:
                 "All lines of a batch have the priority batch.",
                 param=f"body.{name}",
             )
+        if isinstance(wanted, ResponseRequest):
+            _check_alone(wanted)
         spec = checked(self._catalogue, wanted, "body.")
         return Request(line.number, parsed.custom_id, wanted, spec)
+
+
+def _check_alone(wanted: ResponseRequest) -> None:
+    """Lines run in any order, long after they were checked: none goes on from what was said."""
+    for name in ("previous_response_id", "conversation", "background"):
+        if getattr(wanted, name):
+            raise ApiError(
+                "unsupported_parameter", "A batch doesn't know this.", param=f"body.{name}"
+            )
 
 
 class Validation:
@@ -156,7 +168,14 @@ def line_job(batch: Batch, request: Request, *, max_attempts: int, result_ttl_s:
         band=Band.BATCH,
         cost=request.wanted.cost(body, request.spec),
         body=body,
-        metadata=orjson.dumps({"batch_id": batch.id, "custom_id": request.custom_id}),
+        # A response shows the metadata it was sent with.
+        metadata=orjson.dumps(
+            {
+                **(request.wanted.metadata or {}),
+                "batch_id": batch.id,
+                "custom_id": request.custom_id,
+            }
+        ),
         max_attempts=max_attempts,
         result_ttl_s=result_ttl_s,
         # Times out in the queue by itself when nobody is there to see to it.

@@ -20,6 +20,7 @@ import orjson
 from api.accounts.batches import Batch
 from api.errors import CODES, ApiError, error_object, from_job
 from api.files.store import FileStore, FileStoreError, translated
+from api.schemas.job_object import rendered_output
 from broker.jobs import Job, Status
 
 #: Bytes that wait to be written before those who bring more have to wait.
@@ -42,7 +43,7 @@ def result_of(batch: Batch, number: int, custom_id: str, job: Job) -> Result:
         response = {
             "status_code": 200,
             "request_id": job.request_id,
-            "body": orjson.Fragment(job.output),
+            "body": rendered_output(job),
         }
         return _result(batch, number, custom_id, response, None)
     if job.status is Status.EXPIRED:

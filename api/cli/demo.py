@@ -19,7 +19,7 @@ from api.cli.demo_scenes import Tenant, cancel_one, compete, embed, stream_one
 from api.cli.demo_stack import Addresses, DemoStack
 from api.cli.failures import CommandError
 from api.cli.pulling import PullError, progress_bars, pull
-from api.client import Client, ClientError
+from api.client import AsyncClient, ClientError
 from broker.async_queue import AsyncRedisQueue
 from broker.connections import connect_async
 from broker.jobs import Band
@@ -166,7 +166,7 @@ async def _scenes(
     chat = next(spec for spec in models.values() if spec.kind == "chat")
     embedding = next(spec for spec in models.values() if spec.kind == "embedding")
     settings = resolve(stack.data_dir)
-    async with Client(addresses.api, addresses.admin_key) as client:
+    async with AsyncClient(addresses.api, addresses.admin_key) as client:
         _title(console, f"1. One answer, streamed from {chat.name}")
         await _bounded(stream_one(client, chat.name, console))
         _title(console, f"2. 32 chats of four tenants, all at once, {chat.max_batch} slots")

@@ -16,7 +16,7 @@ from rich.table import Table
 from api.cli.console import duration
 from api.cli.demo_figures import Run, batch_steps, nearest, tenant_row
 from api.cli.failures import CommandError
-from api.client import ApiError, Client, JobEvent, RemoteJob
+from api.client import ApiError, AsyncClient, JobEvent, RemoteJob
 from broker.async_queue import AsyncRedisQueue
 
 _CHAT = "/v1/chat/completions"
@@ -62,7 +62,7 @@ def chat_body(model: str, prompt: str, max_tokens: int) -> dict[str, object]:
     }
 
 
-async def stream_one(client: Client, model: str, console: Console) -> None:
+async def stream_one(client: AsyncClient, model: str, console: Console) -> None:
     """One answer, token by token."""
     prompt = "In one or two sentences: why does a dam have a forebay?"
     console.print(f"> {prompt}")
@@ -92,7 +92,9 @@ async def compete(
     """Eight chats of every tenant at once, under a live view; then the table."""
     before = await _batch_steps(metrics, model)
     async with AsyncExitStack() as stack:
-        clients = [await stack.enter_async_context(Client(url, tenant.key)) for tenant in tenants]
+        clients = [
+            await stack.enter_async_context(AsyncClient(url, tenant.key)) for tenant in tenants
+        ]
         for client in clients:
             await _until_known(client)
         began = time.monotonic()
@@ -125,7 +127,7 @@ async def compete(
     )
 
 
-async def embed(client: Client, model: str, console: Console, *, simulated: bool) -> None:
+async def embed(client: AsyncClient, model: str, console: Console, *, simulated: bool) -> None:
     """Every sentence and the one nearest to it."""
     vectors = await client.embed(model, list(_SENTENCES))
     found = nearest(vectors)
@@ -145,7 +147,7 @@ async def embed(client: Client, model: str, console: Console, *, simulated: bool
 
 
 async def cancel_one(
-    client: Client, queue: AsyncRedisQueue, model: str, slots: int, console: Console
+    client: AsyncClient, queue: AsyncRedisQueue, model: str, slots: int, console: Console
 ) -> None:
     """All slots taken, one job waiting: cancelling a running job lets the waiting one start."""
     story = chat_body(model, "Tell a very long story about a river, with many chapters.", 900)
@@ -187,7 +189,7 @@ async def cancel_one(
             await client.cancel(job.id)
 
 
-async def _one(client: Client, tenant: Tenant, model: str, prompt: str) -> None:
+async def _one(client: AsyncClient, tenant: Tenant, model: str, prompt: str) -> None:
     run = Run(tenant.name, time.monotonic())
     tenant.runs.append(run)
     job = await client.submit(_CHAT, chat_body(model, prompt, _ANSWER_TOKENS), priority=tenant.band)
@@ -273,14 +275,14 @@ def _summary(tenants: Sequence[Tenant], everyone: Sequence[Run]) -> Table:
     return table
 
 
-async def _until(client: Client, job_id: str, kind: str) -> None:
+async def _until(client: AsyncClient, job_id: str, kind: str) -> None:
     async for event in client.events(job_id):
         if event.type == kind:
             return
     raise CommandError(f"{job_id} ended before {kind}")
 
 
-async def _until_known(client: Client, timeout_s: float = 10.0) -> None:
+async def _until_known(client: AsyncClient, timeout_s: float = 10.0) -> None:
     """A new key works as soon as the API heard of it."""
     deadline = time.monotonic() + timeout_s
     while True:

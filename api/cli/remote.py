@@ -9,13 +9,13 @@ from typing import TypeVar
 
 from api.cli.context import resolve_target
 from api.cli.failures import CommandError
-from api.client import Client, ClientError
+from api.client import AsyncClient, ClientError
 
 T = TypeVar("T")
 
 
 def remote(
-    action: Callable[[Client], Awaitable[T]],
+    action: Callable[[AsyncClient], Awaitable[T]],
     *,
     data_dir: Path | None,
     url: str | None,
@@ -25,7 +25,7 @@ def remote(
     target = resolve_target(data_dir, url=url, key=key)
 
     async def run() -> T:
-        async with Client(target.url, target.key) as client:
+        async with AsyncClient(target.url, target.key) as client:
             return await action(client)
 
     try:

@@ -14,7 +14,7 @@ from api.cli.console import print_json, stderr
 from api.cli.context import json_option, resolve, target_options
 from api.cli.failures import MISUSED, CommandError
 from api.cli.remote import remote
-from api.client import Client, JobEvent, RemoteJob
+from api.client import AsyncClient, JobEvent, RemoteJob
 from broker.jobs import BANDS
 from config import catalogue
 
@@ -53,7 +53,7 @@ def submit(
     if stream:
         body["stream"] = True
 
-    async def run(client: Client) -> RemoteJob:
+    async def run(client: AsyncClient) -> RemoteJob:
         job = await client.submit(_CHAT, body, priority=priority)
         try:
             if stream:
@@ -106,7 +106,7 @@ class StreamedText:
         return ""
 
 
-async def _print_stream(client: Client, job_id: str, *, as_json: bool) -> None:
+async def _print_stream(client: AsyncClient, job_id: str, *, as_json: bool) -> None:
     text = StreamedText()
     async for event in client.events(job_id):
         if as_json:
@@ -117,7 +117,7 @@ async def _print_stream(client: Client, job_id: str, *, as_json: bool) -> None:
         click.echo()
 
 
-async def _wait(client: Client, job: RemoteJob) -> RemoteJob:
+async def _wait(client: AsyncClient, job: RemoteJob) -> RemoteJob:
     console = stderr()
     if not console.is_terminal:
         return await client.wait(job.id)

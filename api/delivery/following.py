@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
@@ -48,7 +47,8 @@ class Follower:
         self._queue = queue
         self._subscription = subscription
         self._job_id = job_id
-        self._backlog: deque[Event | Snapshot] = deque()
+        #: Read from the log and not handed out yet, the earliest last.
+        self._backlog: list[Event | Snapshot] = []
         #: Events may be missing: the log must be read before live ones are trusted.
         self._stale = from_log
         #: Sequence number of the last event handed out.
@@ -65,7 +65,7 @@ class Follower:
         deadline = loop.time() + timeout_s
         while True:
             if self._backlog:
-                return self._hand_out(self._backlog.popleft())
+                return self._hand_out(self._backlog.pop())
             if self._stale:
                 self._stale = not await self._read_log()
                 if self._stale:
@@ -108,7 +108,7 @@ class Follower:
         try:
             events, complete = await self._queue.events(self._job_id, after=self.seq)
             if complete:
-                self._backlog.extend(events)
+                self._backlog = [*reversed(events)]
             else:
                 self._backlog.append(await self._snapshot())
         except BrokerUnavailableError:

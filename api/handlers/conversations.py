@@ -26,7 +26,12 @@ from api.schemas.response_object import (
     output_text,
 )
 from api.schemas.responses import ITEM_LISTING, InputItem, Message
-from broker.conversations import Conversation, ConversationNotFoundError, Item
+from broker.conversations import (
+    Conversation,
+    ConversationNotFoundError,
+    Item,
+    TooManyConversationsError,
+)
 from broker.errors import JobNotFoundError
 from broker.jobs import Status, new_job_id
 
@@ -48,7 +53,12 @@ async def create(request: web.Request) -> web.Response:
         metadata=orjson.dumps(wanted.metadata or {}),
     )
     items = [_item(each) for each in wanted.items or ()]
-    await request.app[keys.CONVERSATIONS].create(conversation, _stored(items))
+    try:
+        await request.app[keys.CONVERSATIONS].create(conversation, _stored(items))
+    except TooManyConversationsError:
+        most = request.app[keys.SETTINGS].api.max_conversations
+        message = f"You may have {most} conversations; delete some."
+        raise ApiError("too_many_conversations", message) from None
     return _json(conversation_object(conversation))
 
 
@@ -69,7 +79,7 @@ async def update(request: web.Request) -> web.Response:
 async def delete(request: web.Request) -> web.Response:
     """`DELETE /v1/conversations/{id}`, items and all; its responses stay."""
     found = await _find(request)
-    await request.app[keys.CONVERSATIONS].delete(found.id)
+    await request.app[keys.CONVERSATIONS].delete(found.id, found.tenant)
     return _json({"id": found.id, "object": "conversation.deleted", "deleted": True})
 
 

@@ -38,6 +38,8 @@ async def events(request: web.Request) -> web.StreamResponse:
         if job.is_terminal and cursor == job.seq:
             # Nothing will follow; 204 also tells an EventSource to stop asking.
             return web.Response(status=204)
+        # It holds the prompt, and a stream may be long.
+        del job
         follower = Follower(queue, subscription, job_id, after=cursor, from_log=True)
         stream = await sse.open_stream(request, {"x-request-id": request[keys.REQUEST_ID]})
         ping_s = app[keys.SETTINGS].api.ping_interval_s

@@ -137,7 +137,7 @@ async def _replayed(request: web.Request, accepted: Accepted, prefer: Preference
     """The job that the idempotency key stands for, as it is now (or within `Prefer: wait`)."""
     job = await first_record(request.app[keys.QUEUE], accepted.job_id)
     if prefer.wait_s and not job.is_terminal:
-        job = await _wait(request, job, prefer.wait_s)
+        job = await _wait(request, job.id, job.seq, prefer.wait_s)
     headers = {
         hdrs.LOCATION: f"/v1/jobs/{job.id}",
         **REPLAYED,
@@ -156,8 +156,10 @@ async def fetch(request: web.Request) -> web.Response:
     wait_s = query_number(request, "wait")
     job = await known_job(queue, job_id, tenant)
     if wait_s and not job.is_terminal:
-        wait_s = min(wait_s, request.app[keys.SETTINGS].api.max_wait_s)
-        job = await _wait(request, job, wait_s)
+        wait_s, seq = min(wait_s, request.app[keys.SETTINGS].api.max_wait_s), job.seq
+        # It holds the prompt, of 10 MB perhaps, and thousands may wait for a minute.
+        del job
+        job = await _wait(request, job_id, seq, wait_s)
     etag = f'"{job.seq}"'
     headers: dict[str, str] = {hdrs.ETAG: etag}
     known = request.headers.get(hdrs.IF_NONE_MATCH, "")
@@ -179,14 +181,14 @@ async def known_job(queue: Queue, job_id: str, tenant: str) -> Job:
         raise
 
 
-async def _wait(request: web.Request, job: Job, wait_s: float) -> Job:
-    """The record when the job has ended, or as it is when time (or the server) is up."""
+async def _wait(request: web.Request, job_id: str, seq: int, wait_s: float) -> Job:
+    """The record when the job, last seen at `seq`, has ended or time (or the server) is up."""
     app = request.app
-    async with app[keys.HUB].subscribe(job.id) as subscription:
-        follower = Follower(app[keys.QUEUE], subscription, job.id, after=job.seq, from_log=True)
+    async with app[keys.HUB].subscribe(job_id) as subscription:
+        follower = Follower(app[keys.QUEUE], subscription, job_id, after=seq, from_log=True)
         async with app[keys.CLOSING].interrupts():
             await follower.terminal(within_s=wait_s)
-    return await final_record(app[keys.QUEUE], job.id, within_s=_RECORD_S)
+    return await final_record(app[keys.QUEUE], job_id, within_s=_RECORD_S)
 
 
 async def listing(request: web.Request) -> web.Response:

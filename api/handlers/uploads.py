@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from aiohttp import BodyPartReader, hdrs, web
+from aiohttp.http_exceptions import HttpProcessingError
 from pydantic import ValidationError
 
 from api import keys
@@ -44,7 +45,7 @@ async def received(
             raise too_large(library) from None
         except QuotaError:
             raise quota_exceeded(library) from None
-        except ValueError:
+        except (ValueError, HttpProcessingError):
             # aiohttp's reader: what isn't a form, or ends in the middle.
             raise ApiError("invalid_request", "The multipart form is not valid.") from None
         try:

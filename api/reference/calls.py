@@ -7,35 +7,13 @@ Whoever adds routes adds a table of `Call`s beside these, named `METHOD /path`, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
-from pydantic import TypeAdapter
-
+from api.reference.call import Call
+from api.reference.file_calls import BATCHES, FILES
+from api.reference.webhook_calls import WEBHOOKS
 from api.schemas import answers as a
 from api.schemas import conversations, dead_letters, jobs, responses
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Call:
-    """One method of one path."""
-
-    tag: str
-    summary: str
-    #: Schemas of the JSON body and of the query; None where there is none.
-    body: TypeAdapter[Any] | None = None
-    query: TypeAdapter[Any] | None = None
-    #: The body may be left out.
-    body_optional: bool = False
-    #: Status of each success, and what it brings: a model, a media type, or None for nothing.
-    answers: Mapping[int, type[a.Answer] | str | None] = field(default_factory=dict)
-    #: A successful answer may be a stream of events instead.
-    streams: bool = False
-    #: Headers of the request that mean something.
-    headers: tuple[str, ...] = ()
-    #: A body that works as it stands, on the models that come with Forebay.
-    example: Mapping[str, Any] | None = None
-
 
 _HI: Final = [{"role": "user", "content": "Name three rivers."}]
 _CHAT: Final = {"model": "smollm2-135m", "messages": _HI, "max_tokens": 16}
@@ -249,4 +227,12 @@ OPERATIONS: Final[Mapping[str, Call]] = {
     ),
 }
 
-CALLS: Final[Mapping[str, Call]] = {**JOBS, **OPENAI, **RESPONSES, **OPERATIONS}
+CALLS: Final[Mapping[str, Call]] = {
+    **JOBS,
+    **OPENAI,
+    **RESPONSES,
+    **FILES,
+    **BATCHES,
+    **WEBHOOKS,
+    **OPERATIONS,
+}

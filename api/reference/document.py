@@ -10,11 +10,11 @@ from typing import Any, Final
 from pydantic import TypeAdapter
 
 from api.errors import CODES
-from api.reference.calls import CALLS, Call
+from api.reference.call import JSON, Call
+from api.reference.calls import CALLS
 from api.routes import PUBLIC, Route
 from api.schemas import answers
 
-_JSON: Final = "application/json"
 _PROBLEM: Final = "application/problem+json"
 _EVENTS: Final = "text/event-stream"
 _REF: Final = "#/components/schemas/{model}"
@@ -31,6 +31,10 @@ _HEADERS: Final[Mapping[str, dict[str, Any]]] = {
     "If-None-Match": {
         "description": "`ETag` of an earlier answer.",
         "schema": {"type": "string"},
+    },
+    "Range": {
+        "description": "A part of the content, `bytes=0-1023`.",
+        "schema": {"type": "string", "examples": ["bytes=0-1023"]},
     },
     "Last-Event-ID": {
         "description": "Number of the last event seen.",
@@ -112,7 +116,10 @@ def _operation(route: Route, call: Call, schemas: Mapping[int, dict[str, Any]]) 
         content: dict[str, Any] = {"schema": schemas[id(call.body)]}
         if call.example is not None:
             content["example"] = dict(call.example)
-        shown["requestBody"] = {"required": not call.body_optional, "content": {_JSON: content}}
+        shown["requestBody"] = {
+            "required": not call.body_optional,
+            "content": {call.media: content},
+        }
     return shown
 
 
@@ -173,9 +180,9 @@ def _answers(call: Call, schemas: Mapping[int, dict[str, Any]]) -> dict[str, Any
     for status, answer in call.answers.items():
         content: dict[str, Any] = {}
         if isinstance(answer, str):
-            content[answer] = {} if answer in (_JSON, _EVENTS) else {"schema": {"type": "string"}}
+            content[answer] = {} if answer in (JSON, _EVENTS) else {"schema": {"type": "string"}}
         elif answer is not None:
-            content[_JSON] = {"schema": schemas[id(answer)]}
+            content[JSON] = {"schema": schemas[id(answer)]}
         if call.streams and status == 200:
             content[_EVENTS] = {}
         shown[str(status)] = {"description": _DESCRIPTIONS[status]}
@@ -183,7 +190,7 @@ def _answers(call: Call, schemas: Mapping[int, dict[str, Any]]) -> dict[str, Any
             shown[str(status)]["content"] = content
     problem = {"schema": {"type": "object"}}
     error = {"schema": schemas[id(answers.ErrorObject)]}
-    shown["default"] = {"description": "Error", "content": {_JSON: error, _PROBLEM: problem}}
+    shown["default"] = {"description": "Error", "content": {JSON: error, _PROBLEM: problem}}
     return shown
 
 
@@ -191,6 +198,7 @@ _DESCRIPTIONS: Final = {
     200: "Done",
     202: "Accepted; it goes on",
     204: "Nothing follows",
+    206: "The part that was asked for",
     304: "Unchanged",
     503: "Not ready",
 }

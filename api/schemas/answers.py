@@ -91,7 +91,14 @@ class CancelledPage(Answer):
 
 class Deleted(Answer):
     id: str
-    object: Literal["job.deleted", "response.deleted", "conversation.deleted"]
+    #: A file's is OpenAI's own odd one out.
+    object: Literal[
+        "job.deleted",
+        "response.deleted",
+        "conversation.deleted",
+        "file",
+        "webhook_endpoint.deleted",
+    ]
     deleted: Literal[True]
 
 

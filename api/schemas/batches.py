@@ -11,8 +11,11 @@ from api.accounts.batches import Batch
 from api.schemas.fields import Metadata, Schema
 from api.schemas.files import ExpiresAfter
 from api.schemas.inference import ChatRequest, CompletionRequest, EmbeddingRequest
+from api.schemas.responses import ResponseRequest
 
-BatchEndpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings"]
+BatchEndpoint = Literal[
+    "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"
+]
 _CustomId = Annotated[str, Field(min_length=1, max_length=512)]
 
 
@@ -53,7 +56,12 @@ class EmbeddingLine(_Line):
     body: EmbeddingRequest
 
 
-Line = ChatLine | CompletionLine | EmbeddingLine
+class ResponseLine(_Line):
+    url: Literal["/v1/responses"]
+    body: ResponseRequest
+
+
+Line = ChatLine | CompletionLine | EmbeddingLine | ResponseLine
 
 NEW_BATCH = TypeAdapter(NewBatch)
 BATCH_LISTING = TypeAdapter(BatchListing)
@@ -62,6 +70,7 @@ LINES: dict[str, TypeAdapter[Any]] = {
     "/v1/chat/completions": TypeAdapter(ChatLine),
     "/v1/completions": TypeAdapter(CompletionLine),
     "/v1/embeddings": TypeAdapter(EmbeddingLine),
+    "/v1/responses": TypeAdapter(ResponseLine),
 }
 
 

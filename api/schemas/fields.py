@@ -117,6 +117,17 @@ Content = Annotated[str, BeforeValidator(joined_parts, json_schema_input_type=st
 Temperature = Annotated[float, Field(ge=0, le=2)]
 TopP = Annotated[float, Field(gt=0, le=1)]
 TopK = Annotated[int, Field(ge=1, le=1_000_000)]
+MinP = Annotated[float, Field(ge=0, le=1)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+RepetitionPenalty = Annotated[float, Field(ge=0.01, le=100)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+LogitBias = Annotated[
+    dict[
+        Annotated[str, Field(pattern=r"^[0-9]{1,10}$")],
+        Annotated[float, Field(ge=-100, le=100)],
+    ],
+    Field(max_length=300),
+]
 MaxTokens = Annotated[int, Field(ge=1)]
 Stop = Annotated[
     list[Annotated[str, Field(min_length=1, max_length=256)]],

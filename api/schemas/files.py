@@ -6,7 +6,7 @@ import re
 import unicodedata
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, WithJsonSchema
 
 from api.accounts.files import StoredFile
 from api.schemas.fields import Schema
@@ -29,6 +29,12 @@ class UploadForm(Schema):
     lifetime_s: Annotated[_Lifetime | None, Field(alias="expires_after[seconds]")] = None
 
 
+class UploadBody(UploadForm):
+    """The whole form, for the reference: the file is read as it comes."""
+
+    file: Annotated[bytes, WithJsonSchema({"type": "string", "format": "binary"})]
+
+
 class FileListing(Schema):
     """Query of `GET /v1/files`."""
 
@@ -46,6 +52,7 @@ class ExpiresAfter(Schema):
 
 
 UPLOAD_FORM = TypeAdapter(UploadForm)
+UPLOAD_BODY = TypeAdapter(UploadBody)
 FILE_LISTING = TypeAdapter(FileListing)
 
 

@@ -16,10 +16,15 @@ from typing_extensions import TypedDict
 from api.schemas.fields import (
     TIERS,
     Content,
+    LogitBias,
     MaxTokens,
     Metadata,
+    MinP,
     ModelName,
+    Penalty,
+    RepetitionPenalty,
     Schema,
+    Seed,
     Stop,
     Temperature,
     TokenId,
@@ -142,10 +147,6 @@ class GenerationRequest(InferenceRequest):
     kind = "chat"
     neutral: ClassVar[Neutral] = {
         "n": (1,),
-        "seed": (),
-        "frequency_penalty": (0,),
-        "presence_penalty": (0,),
-        "logit_bias": ({},),
     }
 
     max_tokens: MaxTokens | None = None
@@ -153,6 +154,13 @@ class GenerationRequest(InferenceRequest):
     top_p: TopP | None = None
     #: An extension: sample among the k likeliest tokens.
     top_k: TopK | None = None
+    #: Extensions, as vLLM has them.
+    min_p: MinP | None = None
+    repetition_penalty: RepetitionPenalty | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: LogitBias | None = None
+    seed: Seed | None = None
     stop: Stop | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None

@@ -1,11 +1,14 @@
 #!lua
 -- Adds items to a conversation; settles the response that it waits for.
--- KEYS[1] `fb:conv:<id>`  [2] `fb:conv:<id>:items`
+-- KEYS[1] `fb:conv:<id>`  [2] `fb:conv:<id>:items`; also `fb:tenant:<tenant>:convs` of its owner
 -- ARGV[1] job it must be waiting for, or empty  [2] life from now on (s)
 -- ARGV[3…] id and JSON of each item
 -- Returns 1 | 0: it is gone, or doesn't wait for that job (any more); nothing changed.
 
-if call('EXISTS', KEYS[1]) == 0 then
+local tenant = call('HGET', KEYS[1], 'tenant')
+if not tenant then
+  -- It expired, and a field written just after that is no conversation.
+  call('DEL', KEYS[1])
   return 0
 end
 if ARGV[1] ~= '' then
@@ -20,4 +23,7 @@ for k = 3, #ARGV, 2 do
 end
 call('EXPIRE', KEYS[1], ARGV[2])
 call('EXPIRE', KEYS[2], ARGV[2])
+local kept = 'fb:tenant:' .. tenant .. ':convs'
+call('ZADD', kept, now_ms() + ARGV[2] * 1000, string.sub(KEYS[1], #'fb:conv:' + 1))
+call('EXPIRE', kept, ARGV[2])
 return 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
@@ -19,6 +19,9 @@ JOB_FIELDS = (
     "seq", "endpoint", "model", "band", "metadata", "created_ms", "started_ms",
     "attempt", "error", "usage", "result_ttl_s",
 )  # fmt: skip
+
+#: Workers answer it as a chat.
+_RESPONSES: Final = "/v1/responses"
 
 
 def message(event_id: str, event_type: str, ms: int, data: Mapping[str, Any]) -> bytes:
@@ -39,6 +42,7 @@ def job_message(
     event: OutboxEvent, record: Mapping[str, bytes], output: bytes | None, *, most_bytes: int
 ) -> bytes:
     """The message of a job's end; an output that makes it too large is left out, and that is said.
+    So is that of a response, which only the API can put into its form.
 
     A record that is gone, or tells of a later life of the job (a retry), adds nothing.
     """
@@ -53,8 +57,9 @@ def job_message(
         data |= _details(record)
     data["urls"] = {"self": f"/v1/jobs/{event.job}"}
     if output is not None and current:
-        whole = message(event.id, event.type, event.ms, {**data, "output": orjson.Fragment(output)})
-        if len(whole) <= most_bytes:
+        with_output = {**data, "output": orjson.Fragment(output)}
+        whole = message(event.id, event.type, event.ms, with_output)
+        if len(whole) <= most_bytes and data["endpoint"] != _RESPONSES:
             return whole
         data["output_omitted"] = True
     return message(event.id, event.type, event.ms, data)

@@ -107,8 +107,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture(params=["memory", "valkey"])
 async def api(request: pytest.FixtureRequest) -> AsyncIterator[Api]:
+    few = {"max_conversations": 3}
     if request.param == "memory":
-        settings = load(_env_file=None)
+        settings = load(_env_file=None, api=few)
         memory = MemoryQueue(settings.queue)
         hub = MemoryHub(memory)
         await hub.start()
@@ -116,7 +117,7 @@ async def api(request: pytest.FixtureRequest) -> AsyncIterator[Api]:
             yield running
         await hub.stop()
         return
-    settings = load(_env_file=None, redis={"url": request.getfixturevalue("valkey")})
+    settings = load(_env_file=None, api=few, redis={"url": request.getfixturevalue("valkey")})
     client = connect(settings.redis)
     async with connect_async(settings.redis) as async_client:
         events = EventHub(async_client)
@@ -127,7 +128,9 @@ async def api(request: pytest.FixtureRequest) -> AsyncIterator[Api]:
             RedisQueue(client, settings.queue),
             queue,
             events,
-            conversations=RedisConversations(async_client, ttl_s=60),
+            conversations=RedisConversations(
+                async_client, ttl_s=60, most=settings.api.max_conversations
+            ),
         ) as running:
             yield running
         await events.stop()

@@ -231,6 +231,32 @@ async def test_embeddings_and_completions(client: openai.AsyncOpenAI) -> None:
     assert [one.id async for one in client.batches.list(limit=1)] == [second.id, first.id]
 
 
+async def test_responses(client: openai.AsyncOpenAI) -> None:
+    def line(name: str, **more: Any) -> dict[str, Any]:
+        body = {"model": CHAT, "input": "hi", **more}
+        return {"custom_id": name, "method": "POST", "url": "/v1/responses", "body": body}
+
+    good = await _batch(client, [line("a", metadata={"k": "v"})], endpoint="/v1/responses")
+    output = await _results(client, (await _ended(client, good.id)).output_file_id)
+    shown = openai.types.responses.Response.model_validate(output["a"]["response"]["body"])
+    assert (shown.status, shown.output_text) == ("completed", "one two three")
+    assert shown.metadata == {"k": "v", "batch_id": good.id, "custom_id": "a"}
+    assert (await client.responses.retrieve(shown.id)).output_text == "one two three"
+    lines = [
+        line("a", previous_response_id="resp_x"),
+        line("b", conversation="conv_x"),
+        line("c", background=True),
+        line("d", input=[]),
+    ]
+    bad = await _ended(client, (await _batch(client, lines, endpoint="/v1/responses")).id)
+    assert [error.param for error in bad.errors.data] == [
+        "body.previous_response_id",
+        "body.conversation",
+        "body.background",
+        "body.input",
+    ]
+
+
 async def test_bad_lines_are_told_with_their_numbers(api: Api, client: openai.AsyncOpenAI) -> None:
     lines = [
         _line(1),

@@ -331,6 +331,22 @@ async def test_items_of_a_conversation(client: openai.AsyncOpenAI) -> None:
         await client.conversations.items.list(made.id)
 
 
+async def test_conversations_of_a_tenant_are_bounded(api: Api, client: openai.AsyncOpenAI) -> None:
+    made = [(await client.conversations.create()).id for _ in range(3)]
+    with pytest.raises(openai.RateLimitError, match="have 3 conversations") as refused:
+        await client.conversations.create()
+    assert refused.value.code == "too_many_conversations"
+    stranger = client.with_options(api_key="b")
+    await stranger.conversations.create()
+    # Going on with one makes none.
+    await client.responses.create(model=CHAT, input="hi", conversation=made[1])
+    await client.conversations.items.list(made[1])
+    await client.conversations.delete(made[0])
+    await client.conversations.create()
+    with pytest.raises(openai.RateLimitError):
+        await client.conversations.create()
+
+
 async def test_a_refused_response_leaves_its_conversation_open(client: openai.AsyncOpenAI) -> None:
     made = await client.conversations.create()
     create = client.responses.create

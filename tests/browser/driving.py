@@ -28,11 +28,13 @@ class Console:
     async def sign_in(self, view: str = "jobs") -> None:
         """Past the form: what it does has a test of its own."""
         await self.page.add_init_script(f"sessionStorage.setItem('forebay-key', '{KEY}')")
+        # Another view of the same page would not load it anew.
+        await self.page.goto("about:blank")
         await self.open(view)
 
     async def open(self, view: str) -> None:
         await self.page.goto(f"{self.api.url}console#{view}")
-        await self.page.locator("#view h1").wait_for()
+        await self.page.locator(f"nav a[aria-current][href='#{view}']").wait_for()
 
     async def check(self, name: str, argument: Any = None) -> Any:
         """The value of a function in checks.js."""

@@ -113,13 +113,14 @@ async def test_a_running_job_is_cancelled_where_it_streams_and_in_the_list(
 async def test_queues_and_places_follow_what_happens(console: Console) -> None:
     page, queue = console.page, console.api.queue
     queue.pause(CHAT)
-    first = await console.job("one")
+    first, second = await console.job("one"), await console.job("one more")
     await console.job("two", priority="batch")
     await console.sign_in()
-    await _shows(page.locator(f"tr[data-job={first['id']}]"), "no. 1")
+    await _shows(page.locator(f"tr[data-job={first['id']}]"), "next")
+    await _shows(page.locator(f"tr[data-job={second['id']}]"), "1 before it")
     tile = page.locator(f"article[data-model='{CHAT}']")
     await _shows(tile, "paused")
-    await _shows(tile, "interactive 1 · standard 0 · batch 1")
+    await _shows(tile, "interactive 2 · standard 0 · batch 1")
     await page.get_by_label("Priority").select_option("batch")
     await page.wait_for_function("document.querySelectorAll('tr[data-job]').length === 1")
     queue.resume(CHAT)

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
 from config.catalogue import ModelSpec
 from tests.integration.real_models import real_model
 from workers.admission import Sampling
 from workers.engines import attention
 from workers.engines.batching import BatchingLoop, batching_config
+from workers.engines.decoder import Decoder
 from workers.engines.sampling import SamplingProcessors
 from workers.loader import load_model, load_tokenizer
 
@@ -30,9 +31,11 @@ Prompts = list[list[int]]
 
 
 class Run:
-    """One loop over a model; `own` attention or the reference."""
+    """One loop over a model; `own` attention or the reference, `forward` the own forward pass."""
 
-    def __init__(self, model: Any, *, own: bool, sharing: bool = True) -> None:
+    def __init__(
+        self, model: Any, *, own: bool, forward: bool = False, sharing: bool = True
+    ) -> None:
         config = batching_config(SPEC, model.device)
         config.allow_block_sharing = sharing
         #: Called in the loop's thread for every output.
@@ -47,6 +50,7 @@ class Run:
             on_step=lambda _: None,
             threads=1,
             own_attention=own,
+            decoder=Decoder(model) if forward else None,
         )
 
     def __enter__(self) -> Run:
@@ -101,7 +105,7 @@ def _generate(model: Any, prompts: Prompts, max_tokens: int) -> list[list[int]]:
     return [answers[i] for i in range(len(prompts))]
 
 
-def _tiny(kind: type[LlamaConfig | Qwen3Config] = LlamaConfig, **changes: Any) -> Any:
+def _tiny(kind: type[LlamaConfig | Qwen2Config | Qwen3Config] = LlamaConfig, **changes: Any) -> Any:
     fields: dict[str, Any] = {
         "vocab_size": 257,
         "hidden_size": 96,
@@ -149,6 +153,8 @@ def test_a_batch_gets_the_tokens_of_generate_and_of_the_reference(
     with Run(tiny, own=True, sharing=sharing) as run:
         assert tiny.config._attn_implementation == attention.NAME
         assert run.batch(prompts, 12) == expected
+    with Run(tiny, own=True, forward=True, sharing=sharing) as run:
+        assert run.batch(prompts, 12) == expected
     with Run(tiny, own=False, sharing=sharing) as run:
         assert tiny.config._attn_implementation == "sdpa"
         assert run.batch(prompts, 12) == expected
@@ -156,7 +162,7 @@ def test_a_batch_gets_the_tokens_of_generate_and_of_the_reference(
 
 def test_a_request_alone_gets_the_same(tiny: Any, mixed: tuple[Prompts, list[list[int]]]) -> None:
     prompts, expected = mixed
-    with Run(tiny, own=True) as run:
+    with Run(tiny, own=True, forward=True) as run:
         for number in range(0, len(prompts), 5):
             run.add(str(number), prompts[number], 12)
             assert run.wait(str(number)) == [expected[number]]
@@ -164,10 +170,24 @@ def test_a_request_alone_gets_the_same(tiny: Any, mixed: tuple[Prompts, list[lis
 
 @pytest.mark.parametrize("heads", [(4, 4), (4, 1), (8, 2)])
 @pytest.mark.parametrize("kind", [LlamaConfig, Qwen3Config])
-def test_heads_may_share_keys(kind: type[LlamaConfig], heads: tuple[int, int]) -> None:
+@pytest.mark.parametrize("forward", [True, False], ids=["own forward", "layers"])
+def test_heads_may_share_keys(
+    kind: type[LlamaConfig], heads: tuple[int, int], forward: bool
+) -> None:
     model = _tiny(kind, num_attention_heads=heads[0], num_key_value_heads=heads[1])
     prompts = _random_prompts([3, 3, 70, 70])
-    with Run(model, own=True) as run:
+    with Run(model, own=True, forward=forward) as run:
+        answers = run.batch(prompts, 8)
+    assert answers == _generate(model, prompts, 8)
+
+
+def test_biases_of_linear_layers_count() -> None:
+    model = _tiny(Qwen2Config)
+    for layer in model.model.layers:
+        for linear in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
+            torch.nn.init.normal_(linear.bias, std=2.0)
+    prompts = _random_prompts([3, 3, 70, 70])
+    with Run(model, own=True, forward=True) as run:
         answers = run.batch(prompts, 8)
     assert answers == _generate(model, prompts, 8)
 
@@ -175,7 +195,7 @@ def test_heads_may_share_keys(kind: type[LlamaConfig], heads: tuple[int, int]) -
 def test_a_prompt_longer_than_a_step_joins_running_requests(tiny: Any) -> None:
     prompts = _random_prompts([20, 20, 20, 1300, 700])
     expected = _generate(tiny, prompts, 24)
-    with Run(tiny, own=True) as run:
+    with Run(tiny, own=True, forward=True) as run:
         generating = threading.Event()
         run.on_output = lambda output: generating.set()
         for number in range(3):
@@ -282,7 +302,7 @@ def test_a_real_model_gives_the_tokens_of_generate(real: tuple[Any, Any]) -> Non
     lengths = [length for length in (8, 12, 16, 24, 32, 33, 50, 64) for _ in range(6)]
     prompts = _texts(tokenizer, [*lengths, 140, 140])
     expected = _generate(model, prompts, 6)
-    with Run(model, own=True) as run:
+    with Run(model, own=True, forward=True) as run:
         assert run.batch(prompts, 6) == expected
     with Run(model, own=False) as run:
         assert run.batch(prompts, 6) == expected
@@ -312,7 +332,7 @@ class Forced(SamplingProcessors):
 def _forced(model: Any, prompts: Prompts, answers: list[list[int]], *, own: bool) -> torch.Tensor:
     """Log-probabilities of every next token, [request * position, token]."""
     named = {str(number): answer for number, answer in enumerate(answers)}
-    run = Run(model, own=own)
+    run = Run(model, own=own, forward=own)
     run.loop.logit_processor = processor = Forced(named)
     with run:
         assert run.batch(prompts, len(answers[0])) == answers

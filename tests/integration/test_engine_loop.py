@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -366,3 +367,124 @@ def test_a_stuck_step_is_noticed(folder: Path) -> None:
     assert dead.wait(30)
     release.set()
     engine.stop()
+
+
+# -- how tokens are drawn --------------------------------------------------------------------------
+def test_a_seed_repeats_an_answer_alone_and_in_a_batch(engine: ContinuousEngine) -> None:
+    _open_end(engine)
+    body = {"max_tokens": 30, "temperature": 1.3, "top_p": 0.95}
+    alone = engine.submit(_request("job_0", seed=11, **body)).result(30).text
+    batch = [engine.submit(_request(f"job_{i}", f"other {i}", **body)) for i in (1, 2)]
+    again = engine.submit(_request("job_3", seed=11, **body))
+    assert again.result(30).text == alone
+    assert {future.result(30).text for future in batch}.isdisjoint({alone})
+    assert engine.submit(_request("job_4", seed=12, **body)).result(30).text != alone
+
+
+def test_penalties_and_biases_belong_to_their_request(engine: ContinuousEngine) -> None:
+    _open_end(engine)
+    plain = engine.submit(_request("job_0", max_tokens=40)).result(30).text
+    wanted = engine._prompts.text("Z")[0]
+    biased = engine.submit(_request("job_1", max_tokens=5, logit_bias={str(wanted): 100}))
+    varied = engine.submit(_request("job_2", max_tokens=40, repetition_penalty=50.0))
+    beside = engine.submit(_request("job_3", max_tokens=40))
+    assert biased.result(30).text == "ZZZZZ"
+    assert beside.result(30).text == plain
+    assert varied.result(30).text != plain
+
+
+# -- among strangers -------------------------------------------------------------------------------
+SPOILT = "\x07"
+
+
+def _spoil(engine: ContinuousEngine) -> None:
+    """Let prompts that hold `SPOILT` give scores that are no numbers."""
+    token = engine._prompts.text(SPOILT)[0]
+    with torch.no_grad():
+        engine._model.get_input_embeddings().weight[token] = torch.nan
+
+
+def test_scores_that_are_no_numbers_fail_their_request_only(engine: ContinuousEngine) -> None:
+    _open_end(engine)
+    _spoil(engine)
+    body = {"max_tokens": 20, "logit_bias": {str(engine._prompts.text(SPOILT)[0]): -100}}
+    alone = engine.submit(_request("job_0", **body)).result(30).text
+    good = [engine.submit(_request(f"job_{i}", **body)) for i in (1, 2, 3)]
+    with pytest.raises(EngineError) as failed:
+        engine.submit(_request("job_4", "abc" + SPOILT)).result(30)
+    assert failed.value.code == "internal_error"
+    assert [future.result(30).text for future in good] == [alone] * 3
+    assert engine.alive
+    assert engine._losses == 0
+
+
+def _break_off(_: str) -> None:
+    raise RuntimeError("nobody reads along")
+
+
+#: What strangers send; each hurts itself at most.
+HOSTILE: list[dict[str, Any]] = [
+    {"prompt": "abc" + SPOILT},
+    {"prompt": [300]},
+    {"prompt": [-1, 5]},
+    {"prompt": [2**31 - 1]},
+    {"prompt": ""},
+    {"prompt": "x" * CONTEXT},
+    {"prompt": "x" * 5000},
+    {"max_tokens": 10**9},
+    {"max_tokens": 0},
+    {"temperature": -1},
+    {"temperature": float("nan")},
+    {"temperature": 1e-300, "top_p": 1e-300},
+    {"temperature": 2, "min_p": 1.0},
+    {"temperature": 2, "top_k": 10**6, "seed": -(2**63)},
+    {"seed": 2**70},
+    {"repetition_penalty": 100.0, "presence_penalty": -2, "frequency_penalty": 2},
+    {"logit_bias": {str(token): -100 for token in range(257)}},
+    {"logit_bias": {"256": 100}},
+    {"logit_bias": {"257": 1}},
+    {"logit_bias": {"\u0661": 1}},
+    {"stop": ["\ufffd", "\x00"]},
+    {"stop": ["a"] * 5},
+    {"stop": [""]},
+    {"prompt": "abc", "on_text": _break_off},
+    {"prompt": "abc", "max_tokens": 200, "cancel": True},
+]
+
+
+def test_a_thousand_hostile_requests_hurt_nobody_else(engine: ContinuousEngine) -> None:
+    _open_end(engine)
+    _spoil(engine)
+    draw = random.Random(20261124)
+    # No answer may hold the token that spoils.
+    keep = {"logit_bias": {str(engine._prompts.text(SPOILT)[0]): -100}, "max_tokens": 12}
+    ways: list[dict[str, Any]] = [{}, {"temperature": 1.2, "seed": 5}, {"presence_penalty": 1.5}]
+    expected = [
+        engine.submit(_request(f"job_e{at}", **keep | way)).result(30).text
+        for at, way in enumerate(ways)
+    ]
+    good = []
+    bad = []
+    refusals: set[str] = set()
+    for number in range(1000):
+        way = dict(draw.choice(HOSTILE))
+        cancelled, on_text = way.pop("cancel", False), way.pop("on_text", None)
+        name = f"job_h{number}"
+        try:
+            bad.append(engine.submit(_request(name, on_text=on_text, **{"max_tokens": 3} | way)))
+        except EngineError as refusal:
+            refusals.add(refusal.code)
+        if cancelled:
+            engine.cancel(name)
+        if number % 10 == 0:
+            which = draw.randrange(len(ways))
+            request = _request(f"job_g{number}", **keep | ways[which])
+            good.append((which, engine.submit(request)))
+    for which, future in good:
+        assert future.result(60).text == expected[which]
+    for future in bad:
+        # It ends one way or the other.
+        future.exception(60)
+    assert refusals == {"invalid_request", "context_length_exceeded"}
+    assert engine._losses == 0
+    assert len(good) == 100

@@ -48,22 +48,32 @@ def paged_attention(
         )
     if isinstance(kwargs.get("cu_seq_lens_k"), dict):
         raise RuntimeError("the model did not write its keys to the cache")
-    keys, values = plan.views[module.layer_idx]  # type: ignore[index]
-    keys, values = (cached.view(-1, cached.size(-1)) for cached in (keys, values))
     queries = query[0].transpose(0, 1) * (scaling or query.size(-1) ** -0.5)
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    return attend(plan, layer, queries, key[0], value[0]).unsqueeze(0), None
+
+
+def attend(
+    plan: Plan, layer: int, queries: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> torch.Tensor:
+    """Attention of a step, [query, head, size]; its keys and values are in the cache already.
+
+    `queries` are scaled, [query, head, size]; `key` and `value` of the step [head, query, size].
+    """
+    keys, values = (cached.view(-1, cached.size(-1)) for cached in plan.views[layer])
     out = torch.empty_like(queries, memory_format=torch.contiguous_format)
     for bucket in plan.buckets:
-        out[bucket.at] = _decode(bucket, queries, keys, values, heads=key.size(1))
+        out[bucket.at] = _decode(bucket, queries, keys, values, heads=key.size(0))
     for prompt in plan.prompts:
         part = slice(prompt.start, prompt.start + prompt.queries)
         if prompt.rows is None:
-            its_keys, its_values = key[0, :, part], value[0, :, part]
+            its_keys, its_values = key[:, part], value[:, part]
         else:
-            shape = (key.size(1), prompt.length, -1)
+            shape = (key.size(0), prompt.length, -1)
             its_keys = keys.index_select(0, prompt.rows).view(shape)
             its_values = values.index_select(0, prompt.rows).view(shape)
         _prefill(queries[part], its_keys, its_values, out[part])
-    return out.unsqueeze(0), None
+    return out
 
 
 def _decode(

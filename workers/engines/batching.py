@@ -4,7 +4,10 @@ Written for transformers 5.23-5.24 (see setup.cfg). What is changed, and why:
 - results go straight to a callback, not through an asyncio loop or a queue searched by id;
 - the loop's thread gets its own number of torch threads, and every step is counted and shown;
 - tokens are drawn by `workers.engines.sampling`;
-- attention on the CPU is that of `workers.engines.attention`, where it can be;
+- attention on the CPU is that of `workers.engines.attention`, and the forward pass that of
+  `workers.engines.decoder`, where they can be;
+- long prompts are taken in parts while answers are generated (`workers.engines.scheduling`);
+- a request whose scores are no numbers fails alone;
 - prefix matches are noted, so that usage can tell cached tokens.
 """
 
@@ -27,13 +30,16 @@ from transformers.generation.continuous_batching.continuous_api import (
 from config.catalogue import ModelSpec
 from config.logs import get_logger
 from workers.admission import Sampling
-from workers.engines import attention
+from workers.engines import attention, scheduling
+from workers.engines.decoder import Decoder
 from workers.engines.sampling import SamplingProcessors
 
 #: Tokens in a page of the KV cache. On the CPU 32 was faster than transformers' 256.
 PAGE_TOKENS = 32
 #: Tokens of one step on the CPU, prompts included; more makes running answers wait longer.
 CPU_BATCH_TOKENS = 512
+
+scheduling.register()
 
 Deliver = Callable[[list[Any]], None]
 
@@ -62,6 +68,8 @@ def batching_config(
         max_requests_per_batch=requests,
         max_memory_percent=None if cpu else 0.8 * part,
         auto_switch_to_flash=not cpu,
+        # On a device a step of all its tokens is short enough.
+        scheduler_type=scheduling.NAME if cpu else "fifo",
     )
 
 
@@ -97,11 +105,14 @@ class BatchingLoop(ContinuousBatchingManager):  # type: ignore[misc]
         on_step: Callable[[int], None],
         threads: int,
         own_attention: bool = False,
+        decoder: Decoder | None = None,
     ) -> None:
         # Chosen first: transformers lays its tensors out by it.
         if own_attention:
             attention.switch(model)
         self._own_attention = own_attention
+        #: What computes a step in the model's place; needs the own attention.
+        self._decoder = decoder
         super().__init__(
             model=model,
             generation_config=generation_config(model),
@@ -193,10 +204,18 @@ class BatchingLoop(ContinuousBatchingManager):  # type: ignore[misc]
         if self._own_attention and (lacking := attention.install(processor)):
             log.warning("own_attention_unavailable", lacking=lacking)
             attention.switch_back(self.model)
+            self._decoder = None
             processor = super()._create_batch_processor()
         return processor
 
     def _generation_step(self) -> None:
-        super()._generation_step()
+        self.batch_processor._generation_step(self._decoder or self.model)
+        self._fail_spoilt()
         self.steps += 1
         self._on_step(len(self.batch_processor.inputs_and_outputs.requests_in_batch))
+
+    def _fail_spoilt(self) -> None:
+        """End the requests whose scores can't be used; those beside them go on."""
+        for state in getattr(self.logit_processor, "spoilt", ()):
+            self.output_router.fail_and_deliver(state, ArithmeticError("scores are not numbers"))
+            self.cancel_request(state.request_id)

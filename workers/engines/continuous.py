@@ -29,7 +29,7 @@ from workers.engine import (
     EngineResult,
     RequestCancelledError,
 )
-from workers.engines import attention
+from workers.engines import attention, decoder
 from workers.engines.answers import Answer
 from workers.engines.batching import BatchingLoop, batching_config
 from workers.loader import device, dtype_for, load_model, load_tokenizer
@@ -81,6 +81,7 @@ class ContinuousEngine:
         self._numbers = itertools.count(1)
         self._inbox: SimpleQueue[list[Any] | None] = SimpleQueue()
         self._delivery = threading.Thread(target=self._deliver, name="delivery", daemon=True)
+        self._decoder: decoder.Decoder | None = None
         self._loop: BatchingLoop | None = None
         self._steps_before = 0
         self._losses = 0
@@ -95,12 +96,19 @@ class ContinuousEngine:
         )
         self._own_attention = self._spec.attention == "auto" and attention.suits(self._model)
         chosen = "own" if self._own_attention else "reference"
-        log.info("attention_chosen", model=self._spec.name, attention=chosen)
+        if self._own_attention and decoder.suits(self._model):
+            self._decoder = decoder.Decoder(self._model)
+        log.info(
+            "attention_chosen",
+            model=self._spec.name,
+            attention=chosen,
+            forward="reference" if self._decoder is None else "own",
+        )
         tokenizer = load_tokenizer(self._folder)
         self._prompts = PromptBuilder(tokenizer)
-        self._limits = Limits.of(
-            self._spec, vocabulary=self._model.config.get_text_config().vocab_size
-        )
+        limits = Limits.of(self._spec, vocabulary=self._model.config.get_text_config().vocab_size)
+        # Elsewhere tokens are drawn inside a CUDA graph, which knows no more than three numbers.
+        self._limits = replace(limits, shaping=where.type == "cpu")
         # Two threads that both compute in parallel make each other's wait asleep; the loop is the
         # one that may.
         torch.set_num_threads(1)
@@ -252,6 +260,7 @@ class ContinuousEngine:
             on_step=self._on_step,
             threads=self._threads,
             own_attention=self._own_attention,
+            decoder=self._decoder,
         )
         loop.start()
         return loop

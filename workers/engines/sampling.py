@@ -5,11 +5,13 @@ ones included. Here greedy requests cost no more than their argmax: the loop tak
 every row, and for a request that samples the token drawn here is made the largest of its row.
 
 The filters are those of `generate`: temperature, then the `top_k` largest, then among those the
-tokens with less than `top_p` of the mass above them.
+tokens with less than `top_p` of the mass above them, then those with at least `min_p` of the
+largest's probability. On the CPU most draws look at a few candidates only.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,12 +20,22 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
 )
 from transformers.generation.logits_process import LogitsProcessorList
 
+from config.logs import get_logger
 from workers.admission import Sampling
+from workers.engines.chance import Chance
+from workers.engines.shaping import shape
 
+log = get_logger(__name__)
+
+#: Likeliest tokens among which a nucleus is looked for first.
+_CANDIDATES = 64
 #: Vocabulary is summed up in blocks of this many tokens, so that a draw reads few of them.
 _BLOCK = 256
 #: Draws that fell outside the nucleus are repeated this often before the row is sorted.
 _REDRAWS = 6
+
+
+GREEDY = Sampling(temperature=0.0)
 
 
 class SamplingProcessors(ContinuousBatchingLogitsProcessorList):  # type: ignore[misc]
@@ -35,8 +47,11 @@ class SamplingProcessors(ContinuousBatchingLogitsProcessorList):  # type: ignore
         #: Rows of temperature, top_k and top_p, read on the device.
         self.tensors_required = 3
         self.supported_keys = {"sampling": Sampling}
-        #: Rows of the step at hand that sample, and how.
+        #: Rows of the step at hand with their requests, and those of them that sample.
+        self._rows: list[tuple[Any, Sampling]] = []
         self._sampled: list[tuple[int, Sampling]] = []
+        #: Requests of the step whose scores are no numbers or could not be shaped.
+        self.spoilt: list[Any] = []
 
     def fill_defaults(self, int32_tensor: torch.Tensor) -> None:
         int32_tensor.zero_()
@@ -44,15 +59,14 @@ class SamplingProcessors(ContinuousBatchingLogitsProcessorList):  # type: ignore
     def prepare_tensor_args(
         self, requests_in_batch: list[Any], arg_storage: torch.Tensor
     ) -> torch.Tensor:
-        rows: list[Sampling | None] = [
-            request.state.logit_processor_kwargs.get("sampling")
+        self._rows = [
+            (request.state, request.state.logit_processor_kwargs.get("sampling") or GREEDY)
             for request in requests_in_batch
             if request.has_new_token
         ]
+        rows = self._rows
         self._sampled = [
-            (row, sampling)
-            for row, sampling in enumerate(rows)
-            if sampling is not None and not sampling.greedy
+            (row, sampling) for row, (_, sampling) in enumerate(rows) if not sampling.greedy
         ]
         if arg_storage.device.type != "cpu" and rows:
             packed = torch.zeros((3, len(rows)), dtype=torch.int32)
@@ -70,11 +84,43 @@ class SamplingProcessors(ContinuousBatchingLogitsProcessorList):  # type: ignore
             temperature, _, top_p = logits_processor_args.view(torch.float32)[:, : len(scores)]
             top_k = logits_processor_args[1, : len(scores)]
             return raise_drawn(scores, temperature, top_k, top_p)
+        self._shape(scores)
         if self._sampled:
             rows = torch.tensor([row for row, _ in self._sampled])
-            tokens = draw(scores[rows], [sampling for _, sampling in self._sampled])
+            chance = Chance(
+                [
+                    None if how.seed is None else (how.seed, len(_answer(self._rows[row][0])))
+                    for row, how in self._sampled
+                ]
+            )
+            tokens = draw(scores[rows], [how for _, how in self._sampled], chance)
             scores[rows, tokens] = torch.inf
         return scores
+
+    def _shape(self, scores: torch.Tensor) -> None:
+        """Penalties and biases; a row that can't be used is made harmless and noted."""
+        self.spoilt = []
+        # What is not a number in a hidden state is none in every score.
+        bad = set(scores[:, 0].isnan().nonzero().flatten().tolist())
+        for row, (state, sampling) in enumerate(self._rows):
+            if row not in bad and sampling.shapes:
+                answer = _answer(state)
+                prompt = state.initial_tokens[: state._true_initial_tokens or None]
+                try:
+                    shape(scores[row], sampling, prompt, answer)
+                except Exception as error:
+                    log.error("scores_not_shaped", error=type(error).__name__)
+                    bad.add(row)
+        for row in bad:
+            scores[row] = 0.0
+            self.spoilt.append(self._rows[row][0])
+
+
+def _answer(state: Any) -> list[int]:
+    """Tokens generated so far, those before a request was put aside included."""
+    before = state._true_initial_tokens
+    earlier = state.initial_tokens[before:] if before else []
+    return [*earlier, *state.generated_tokens]
 
 
 def raise_drawn(
@@ -99,73 +145,120 @@ def raise_drawn(
     return torch.where(greedy, scores, scores.scatter(-1, drawn, torch.inf))
 
 
-def draw(scores: torch.Tensor, sampling: list[Sampling]) -> torch.Tensor:
+def draw(
+    scores: torch.Tensor, sampling: Sequence[Sampling], chance: Chance | None = None
+) -> torch.Tensor:
     """One token for each row; for the CPU, where sorting a vocabulary costs more than a step."""
-    temperature = torch.tensor([each.temperature for each in sampling]).unsqueeze(-1)
-    scaled = scores / temperature
+    chance = chance or Chance([None] * len(sampling))
+    scaled = scores / torch.tensor([each.temperature for each in sampling]).unsqueeze(-1)
     tokens = torch.empty(len(sampling), dtype=torch.int64)
     limited = [row for row, each in enumerate(sampling) if each.top_k]
-    free = [row for row, each in enumerate(sampling) if not each.top_k]
+    cut = [row for row, each in enumerate(sampling) if not each.top_k and each.cuts]
+    free = [row for row, each in enumerate(sampling) if not each.top_k and not each.cuts]
     if limited:
-        tokens[limited] = _draw_limited(scaled[limited], [sampling[row] for row in limited])
+        tokens[limited] = _draw_limited(scaled, limited, sampling, chance)
+    if cut:
+        drawn, open_rows = _draw_candidates(scaled, cut, sampling, chance)
+        tokens[cut] = drawn
+        free += open_rows
     if free:
-        top_p = torch.tensor([sampling[row].top_p for row in free])
-        tokens[free] = _draw_free(scaled[free].softmax(dim=-1), top_p)
+        tokens[free] = _draw_free(scaled, free, sampling, chance)
     return tokens
 
 
-def _draw_limited(scaled: torch.Tensor, sampling: list[Sampling]) -> torch.Tensor:
+class _Cuts:
+    """`top_p` and `min_p` of some rows."""
+
+    def __init__(self, rows: Sequence[int], sampling: Sequence[Sampling]) -> None:
+        self.top_p = torch.tensor([sampling[row].top_p for row in rows]).unsqueeze(-1)
+        self.min_p = torch.tensor([sampling[row].min_p for row in rows]).unsqueeze(-1)
+
+    def outside(self, ordered: torch.Tensor) -> torch.Tensor:
+        """Which of the probabilities, sorted downwards, are cut off; never the first."""
+        above = ordered.cumsum(dim=-1) - ordered
+        outside = (above >= self.top_p) | (ordered < self.min_p * ordered[:, :1])
+        outside[:, 0] = False
+        return outside
+
+
+def _draw_limited(
+    scaled: torch.Tensor, rows: list[int], sampling: Sequence[Sampling], chance: Chance
+) -> torch.Tensor:
     """Rows with a top_k: only the largest tokens are looked at."""
-    limits = torch.tensor([min(each.top_k, scaled.size(-1)) for each in sampling]).unsqueeze(-1)
-    best, order = scaled.topk(int(limits.max()), dim=-1)
+    limits = torch.tensor([min(sampling[row].top_k, scaled.size(-1)) for row in rows]).unsqueeze(-1)
+    best, order = scaled[rows].topk(int(limits.max()), dim=-1)
     best = best.masked_fill(torch.arange(best.size(-1)) >= limits, -torch.inf)
     probabilities = best.softmax(dim=-1)
-    top_p = torch.tensor([each.top_p for each in sampling])
-    return order.gather(-1, _draw_sorted(probabilities, top_p).unsqueeze(-1)).squeeze(-1)
+    inside = probabilities.masked_fill(_Cuts(rows, sampling).outside(probabilities), 0.0)
+    return order.gather(-1, _invert(inside, chance.points(rows)).unsqueeze(-1)).squeeze(-1)
 
 
-def _draw_sorted(probabilities: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
-    """Index drawn from rows sorted downwards, within their nucleus."""
-    above = probabilities.cumsum(dim=-1) - probabilities
-    outside = above >= top_p.unsqueeze(-1)
-    outside[:, 0] = False
-    return _invert(probabilities.masked_fill(outside, 0.0))
+def _draw_candidates(
+    scaled: torch.Tensor, rows: list[int], sampling: Sequence[Sampling], chance: Chance
+) -> tuple[torch.Tensor, list[int]]:
+    """Rows with a nucleus, drawn from their likeliest tokens if these hold all of it.
+
+    Returns tokens, and the rows whose nucleus is larger, whose tokens mean nothing.
+    """
+    mine = scaled if len(rows) == len(scaled) else scaled[rows]
+    best, order = mine.topk(min(_CANDIDATES, mine.size(-1)), dim=-1)
+    probabilities = (best - mine.logsumexp(dim=-1, keepdim=True)).exp()
+    cuts = _Cuts(rows, sampling)
+    outside = cuts.outside(probabilities)
+    if best.size(-1) == mine.size(-1):
+        complete = torch.ones(len(rows), dtype=torch.bool)
+    else:
+        # What comes after the last candidate is cut off if it is, or once the mass is reached.
+        full = probabilities.sum(dim=-1, keepdim=True) >= cuts.top_p
+        complete = outside[:, -1] | full.squeeze(-1)
+    inside = probabilities.masked_fill(outside, 0.0)
+    tokens = order.gather(-1, _invert(inside, chance.points(rows)).unsqueeze(-1)).squeeze(-1)
+    return tokens, [row for row, done in zip(rows, complete.tolist(), strict=True) if not done]
 
 
-def _draw_free(probabilities: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
-    """Rows without a top_k: draw from all, and again while the draw lies outside the nucleus.
+def _draw_free(
+    scaled: torch.Tensor, rows: list[int], sampling: Sequence[Sampling], chance: Chance
+) -> torch.Tensor:
+    """Draw from all tokens, and again while the draw lies outside the nucleus.
 
     That is a draw from the nucleus, at the price of a pass over the row instead of sorting it.
     """
-    tokens = _invert(probabilities)
-    rows = (top_p < 1).nonzero().squeeze(-1)
-    for _ in range(_REDRAWS):
-        rows = rows[~_inside(probabilities[rows], tokens[rows], top_p[rows])]
-        if not len(rows):
-            return tokens
-        tokens[rows] = _invert(probabilities[rows])
-    rows = rows[~_inside(probabilities[rows], tokens[rows], top_p[rows])]
-    if len(rows):
-        ordered, order = probabilities[rows].sort(dim=-1, descending=True)
-        drawn = _draw_sorted(ordered, top_p[rows])
-        tokens[rows] = order.gather(-1, drawn.unsqueeze(-1)).squeeze(-1)
+    probabilities = scaled[rows].softmax(dim=-1)
+    tokens = _invert(probabilities, chance.points(rows))
+    cuts = _Cuts(rows, sampling)
+    left = [at for at, row in enumerate(rows) if sampling[row].cuts]
+    for turn in range(_REDRAWS + 1):
+        inside = _inside(probabilities[left], tokens[left], cuts.top_p[left], cuts.min_p[left])
+        left = [at for at, done in zip(left, inside.tolist(), strict=True) if not done]
+        if not left or turn == _REDRAWS:
+            break
+        tokens[left] = _invert(probabilities[left], chance.points([rows[at] for at in left]))
+    if left:
+        ordered, order = probabilities[left].sort(dim=-1, descending=True)
+        which = [rows[at] for at in left]
+        weights = ordered.masked_fill(_Cuts(which, sampling).outside(ordered), 0.0)
+        drawn = _invert(weights, chance.points(which))
+        tokens[left] = order.gather(-1, drawn.unsqueeze(-1)).squeeze(-1)
     return tokens
 
 
-def _inside(probabilities: torch.Tensor, tokens: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+def _inside(
+    probabilities: torch.Tensor, tokens: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor
+) -> torch.Tensor:
     own = probabilities.gather(-1, tokens.unsqueeze(-1))
-    above = torch.where(probabilities > own, probabilities, 0.0).sum(dim=-1)
-    return above < top_p
+    above = torch.where(probabilities > own, probabilities, 0.0).sum(dim=-1, keepdim=True)
+    most = probabilities.amax(dim=-1, keepdim=True)
+    return ((above < top_p) & (own >= min_p * most)).squeeze(-1)
 
 
-def _invert(weights: torch.Tensor) -> torch.Tensor:
-    """Inverse of the cumulative distribution at a random point, first by block, then inside it."""
+def _invert(weights: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """Inverse of the cumulative distribution at the points, first by block, then inside it."""
     rows, size = weights.shape
     if size % _BLOCK:
         weights = torch.nn.functional.pad(weights, (0, _BLOCK - size % _BLOCK))
     blocks = weights.view(rows, -1, _BLOCK)
     ends = blocks.sum(dim=-1).cumsum(dim=-1, dtype=torch.float64)
-    point = torch.rand(rows, 1, dtype=torch.float64) * ends[:, -1:]
+    point = points * ends[:, -1:]
     block = torch.searchsorted(ends, point, right=True).clamp(max=ends.size(-1) - 1)
     start = torch.where(block > 0, ends.gather(-1, (block - 1).clamp(min=0)), 0.0)
     inner = blocks[torch.arange(rows), block.squeeze(-1)]

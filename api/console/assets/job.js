@@ -21,8 +21,12 @@ export function waited(job, nowS = Date.now() / 1000) {
   if (job.started_at) return duration(Math.max(0, job.started_at - job.created_at) * 1000);
   if (hasEnded(job)) return duration((job.completed_at - job.created_at) * 1000);
   const soFar = duration(Math.max(0, nowS - job.created_at) * 1000);
-  const place = job.queue?.position;
-  return place ? `${soFar} · no. ${place}` : soFar;
+  return job.queue ? `${soFar} · ${place(job.queue)}` : soFar;
+}
+
+/** Where it stands among the tenant's own jobs. */
+export function place({ position }) {
+  return position ? `${number(position)} before it` : "next";
 }
 
 export function ran(job, nowS = Date.now() / 1000) {

@@ -3,7 +3,7 @@
 import { get, post } from "./api.js";
 import { action, h, notify, say, showProblem } from "./dom.js";
 import { duration, number, outputText } from "./format.js";
-import { cancel, openJob, setBadge } from "./job.js";
+import { cancel, openJob, place, setBadge } from "./job.js";
 import { Poller } from "./poller.js";
 import { follow } from "./stream.js";
 
@@ -96,7 +96,7 @@ class Run {
     this.#write("");
     this.#output.replaceChildren();
     this.#output.setAttribute("aria-busy", "true");
-    this.#show("queued", job.queue?.position ? `Position ${job.queue.position}` : "Waiting");
+    this.#show("queued", "Waiting");
     this.#watchPlace();
     this.#follow(job, this.#stopping.signal);
   }
@@ -111,8 +111,8 @@ class Run {
     this.#poller = new Poller(async () => {
       const job = await get(["jobs", this.#job.id], {}, { signal: this.#stopping.signal });
       if (job.id === this.#job.id && job.status === "queued" && job.queue) {
-        const { position, estimated_start_ms: startMs } = job.queue;
-        this.#show("queued", `Position ${number(position)}${startMs ? `, starts in about ${duration(startMs)}` : ""}`);
+        const startMs = (job.queue.estimated_start_ms ?? 0) - Date.now();
+        this.#show("queued", place(job.queue) + (startMs > 0 ? `, starts in about ${duration(startMs)}` : ""));
       } else {
         this.#poller.stop();
       }

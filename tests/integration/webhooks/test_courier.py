@@ -37,11 +37,17 @@ def _endpoint(receiver: Receiver, path: str = "/hook", **fields: Any) -> Endpoin
     return Endpoint(url=receiver.url + path, **values)
 
 
-async def _job(here: Lab, *, output: bytes = b'{"text":"hi"}', **event: Any) -> str:
+async def _job(
+    here: Lab,
+    *,
+    output: bytes = b'{"text":"hi"}',
+    endpoint: str = "/v1/chat/completions",
+    **event: Any,
+) -> str:
     """A job that has just completed."""
     job_id = "job_01m87078gkaq486xjy5pjqpvmz"
     record = {
-        "seq": 3, "endpoint": "/v1/chat/completions", "model": "llm", "band": "interactive",
+        "seq": 3, "endpoint": endpoint, "model": "llm", "band": "interactive",
         "metadata": b'{"order":"7"}', "created_ms": 1_700_000_000_000, "attempt": 1,
         "started_ms": 1_700_000_001_000, "result_ttl_s": 60, "output": output, "body": b"{}",
         "usage": b'{"input_tokens":2,"output_tokens":3,"cached_tokens":0}',
@@ -249,6 +255,15 @@ async def test_a_single_jobs_webhook(here: Lab, receiver: Receiver) -> None:
 async def test_an_output_that_is_too_large_is_left_out(here: Lab, receiver: Receiver) -> None:
     await here.publish("acme", _endpoint(receiver, include_output=True))
     await _job(here, output=orjson.dumps({"text": "x" * 20_000}))
+    assert await here.attempt() == ["delivered"]
+    data = orjson.loads(receiver.got[0].body)["data"]
+    assert data["output_omitted"] is True
+    assert "output" not in data
+
+
+async def test_the_output_of_a_response_is_left_to_the_api(here: Lab, receiver: Receiver) -> None:
+    await here.publish("acme", _endpoint(receiver, include_output=True))
+    await _job(here, endpoint="/v1/responses")
     assert await here.attempt() == ["delivered"]
     data = orjson.loads(receiver.got[0].body)["data"]
     assert data["output_omitted"] is True

@@ -17,6 +17,7 @@ from sqlalchemy import text
 from api.accounts import schema
 from api.accounts.database import make_engine, writing
 from api.accounts.webhook_service import WebhookService, open_webhooks
+from api.schemas.webhook_answers import WebhookTest
 from broker import keys
 from broker.connections import connect_async
 from broker.webhooks import signing
@@ -188,6 +189,7 @@ async def test_rotation_with_and_without_overlap(stack: Stack) -> None:
 async def test_a_test_message_tells_how_it_was_answered(stack: Stack) -> None:
     made = await stack.create()
     status, tested = await stack.call("POST", f"{PATH}/{made['id']}/test")
+    WebhookTest.model_validate(tested)
     assert (status, tested["success"], tested["status_code"]) == (200, True, 204)
     stack.receiver.answers["/hook"] = 500
     status, tested = await stack.call("POST", f"{PATH}/{made['id']}/test", json={"event_type": "x"})

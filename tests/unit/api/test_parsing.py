@@ -57,7 +57,7 @@ def test_what_is_no_json_object(raw: bytes) -> None:
 
 @pytest.mark.parametrize("value", [b"NaN", b"-Infinity", b"9" * 400, b"1e999"])
 def test_a_nul_is_found_beside_numbers_that_other_parsers_refuse(value: bytes) -> None:
-    raw = _content("a\0")[:-1] + b', "seed": ' + value + b"}"
+    raw = _content("a\0")[:-1] + b', "top_logprobs": ' + value + b"}"
     code, param, _ = _refusal(raw)
     assert (code, param) == ("invalid_request", "messages.0.content")
 
@@ -137,9 +137,7 @@ def test_what_is_not_supported_within_a_parameter(raw: bytes, param: str) -> Non
         ({"tools": [{"type": "function"}]}, "unsupported_parameter", "tools"),
         ({"n": 2}, "unsupported_parameter", "n"),
         ({"n": True}, "unsupported_parameter", "n"),
-        ({"seed": 0}, "unsupported_parameter", "seed"),
         ({"logprobs": True}, "unsupported_parameter", "logprobs"),
-        ({"frequency_penalty": 0.5}, "unsupported_parameter", "frequency_penalty"),
         ({"response_format": {"type": "json_object"}}, "unsupported_parameter", "response_format"),
         ({"stream_options": {"include_usage": True}}, "invalid_request", "stream_options"),
         ({"priority": "batch", "service_tier": "default"}, "invalid_request", "priority"),
@@ -156,9 +154,6 @@ def test_values_that_change_nothing_pass_and_leave_no_trace() -> None:
     neutral: dict[str, Any] = {
         "n": 1,
         "seed": None,
-        "frequency_penalty": 0,
-        "presence_penalty": 0.0,
-        "logit_bias": {},
         "logprobs": False,
         "response_format": {"type": "text"},
         "tools": [],
@@ -170,6 +165,38 @@ def test_values_that_change_nothing_pass_and_leave_no_trace() -> None:
     request = parse(CHAT, _chat(**neutral))
     assert request.objection() is None
     assert orjson.loads(request.to_body()) == GOOD
+
+
+def test_how_tokens_are_drawn_is_kept_in_the_body() -> None:
+    drawn: dict[str, Any] = {
+        "min_p": 0.05,
+        "repetition_penalty": 1.1,
+        "presence_penalty": -0.5,
+        "frequency_penalty": 2,
+        "logit_bias": {"17": -100},
+        "seed": -7,
+    }
+    request = parse(CHAT, _chat(**drawn))
+    assert request.objection() is None
+    assert orjson.loads(request.to_body()) == GOOD | drawn
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({"min_p": 1.5}, "min_p"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"presence_penalty": 2.1}, "presence_penalty"),
+        ({"frequency_penalty": "1"}, "frequency_penalty"),
+        ({"seed": 2**63}, "seed"),
+        ({"seed": 1.5}, "seed"),
+        ({"logit_bias": {"17": 101}}, "logit_bias.17"),
+        ({"logit_bias": {str(token): 1 for token in range(301)}}, "logit_bias"),
+    ],
+)
+def test_bounds_of_how_tokens_are_drawn(changes: dict[str, Any], param: str) -> None:
+    code, found, _ = _refusal(_chat(**changes))
+    assert (code, found) == ("invalid_request", param)
 
 
 def test_the_body_has_one_form_for_what_can_be_written_in_several() -> None:

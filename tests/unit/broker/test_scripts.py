@@ -58,6 +58,7 @@ PUT_IN = (
     scripts.ENQUEUE,
     scripts.RETRY,
     scripts.REPLAY_DEAD,
+    scripts.OPEN_CONVERSATION,
     scripts.CONVERSE,
     scripts.WEBHOOK_PUT,
     scripts.WEBHOOK_AGAIN,

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from workers.admission import Sampling
+from workers.engines.chance import Chance
 from workers.engines.sampling import draw, raise_drawn
 
 VOCABULARY = 600
@@ -23,13 +24,20 @@ def _scores() -> torch.Tensor:
 
 def _expected(scores: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     """By transformers' own warpers, in the order in which `generate` applies them."""
-    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+    from transformers import (
+        MinPLogitsWarper,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+    )
 
     scores = TemperatureLogitsWarper(sampling.temperature)(None, scores.unsqueeze(0))
     if sampling.top_k:
         scores = TopKLogitsWarper(sampling.top_k)(None, scores)
     if sampling.top_p < 1:
         scores = TopPLogitsWarper(sampling.top_p)(None, scores)
+    if sampling.min_p:
+        scores = MinPLogitsWarper(sampling.min_p)(None, scores)
     return scores[0].softmax(dim=-1)
 
 
@@ -65,6 +73,40 @@ def test_draws_on_the_cpu(sampling: Sampling) -> None:
     scores = _scores()
     tokens = draw(scores.repeat(DRAWS, 1), [sampling] * DRAWS)
     _check(tokens, _expected(scores, sampling))
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(min_p=0.1),
+        Sampling(min_p=0.0001),
+        Sampling(top_p=0.9, min_p=0.02),
+        Sampling(temperature=1.3, top_k=30, min_p=0.2),
+        Sampling(top_p=0.9, seed=1),
+        Sampling(seed=1),
+    ],
+    ids=str,
+)
+def test_draws_with_a_least_probability_or_a_seed(sampling: Sampling) -> None:
+    scores = _scores()
+    origins = [None if sampling.seed is None else (sampling.seed, at) for at in range(DRAWS)]
+    tokens = draw(scores.repeat(DRAWS, 1), [sampling] * DRAWS, Chance(origins))
+    _check(tokens, _expected(scores, sampling))
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(), Sampling(top_p=0.99), Sampling(top_p=0.5), Sampling(top_k=7)], ids=str
+)
+def test_a_seeded_draw_does_not_depend_on_its_batch(sampling: Sampling) -> None:
+    scores = _scores().repeat(40, 1)
+    others = [Sampling(top_p=0.8), Sampling(top_k=500), Sampling(), Sampling(min_p=0.3)] * 10
+    mixed, origins = list(others), [None] * 40
+    for at in (0, 17, 39):
+        mixed[at] = sampling
+        origins[at] = (7, 3)  # type: ignore[call-overload]
+    together = draw(scores, mixed, Chance(origins))
+    alone = draw(scores[:1], [sampling], Chance([(7, 3)]))
+    assert {int(together[at]) for at in (0, 17, 39)} == {int(alone[0])}
 
 
 @pytest.mark.parametrize("sampling", CASES, ids=str)
