@@ -27,9 +27,9 @@ class Console:
 
     async def sign_in(self, view: str = "jobs") -> None:
         """Past the form: what it does has a test of its own."""
-        await self.page.add_init_script(f"sessionStorage.setItem('forebay-key', '{KEY}')")
         # Another view of the same page would not load it anew.
         await self.page.goto("about:blank")
+        await self.page.add_init_script(f"sessionStorage.setItem('forebay-key', '{KEY}')")
         await self.open(view)
 
     async def open(self, view: str) -> None:
