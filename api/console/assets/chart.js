@@ -3,9 +3,9 @@
 import { h, svg } from "./dom.js";
 import { number } from "./format.js";
 
-const WIDTH = 640;
-const HEIGHT = 190;
-const LEFT = 44;
+const WIDTH = 480;
+const HEIGHT = 170;
+const LEFT = 48;
 const BOTTOM = 22;
 const TOP = 8;
 

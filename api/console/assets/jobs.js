@@ -70,7 +70,7 @@ export function jobsView() {
     problem,
     h("section", { "aria-label": "Your part of the queues" }, queues),
     h("section", { class: "card", "aria-label": "Jobs" },
-      h("div", { class: "fields" }, statusField, modelField, priorityField),
+      h("div", { class: "fields filters" }, statusField, modelField, priorityField),
       rows.table, empty,
       h("div", { class: "actions end" }, newer, older)));
   return { root, show: () => poller.start(), hide: () => poller.stop() };
@@ -92,7 +92,7 @@ function showQueues(place, parts) {
     const oldest = Math.max(0, ...Object.values(part.priorities).map((band) => band.oldest_ms));
     const fact = (name, value) => h("div", {}, h("dt", {}, name), h("dd", {}, value));
     return h("article", { class: "card tile", "data-model": part.model },
-      h("h2", {}, part.model, part.mode === "running" ? null : h("span", { class: "badge expired" }, part.mode)),
+      h("h2", {}, `${part.model} `, part.mode === "running" ? null : h("span", { class: "badge expired" }, part.mode)),
       h("dl", { class: "figures" },
         fact("Waiting", number(waiting(part))), fact("Running", number(part.running)),
         fact("Oldest waits", oldest ? duration(oldest) : "–"), fact("Tokens/s", part.tokens_per_s.toFixed(1))),

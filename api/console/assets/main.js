@@ -51,6 +51,7 @@ function leave() {
   signOut();
   shown?.hide?.();
   for (const each of Object.values(made)) each.end?.();
+  for (const each of document.querySelectorAll("dialog")) each.close();
   made = {};
   show();
 }
