@@ -4,10 +4,11 @@ import { h, svg } from "./dom.js";
 import { number } from "./format.js";
 
 const WIDTH = 480;
-const HEIGHT = 170;
+const HEIGHT = 184;
 const LEFT = 48;
-const BOTTOM = 22;
-const TOP = 8;
+const RIGHT = 12;
+const BOTTOM = 30;
+const TOP = 14;
 
 /**
  * `series`: `{name, kind, values}` with a value per label; `kind` is the class that colours it.
@@ -15,7 +16,7 @@ const TOP = 8;
 export function stackedBars({ title, labels, series, unit }) {
   const totals = labels.map((_, index) => series.reduce((sum, each) => sum + each.values[index], 0));
   const top = ceiling(Math.max(1, ...totals));
-  const inner = { width: WIDTH - LEFT - 4, height: HEIGHT - TOP - BOTTOM };
+  const inner = { width: WIDTH - LEFT - RIGHT, height: HEIGHT - TOP - BOTTOM };
   const y = (value) => TOP + inner.height * (1 - value / top);
   const step = inner.width / labels.length;
   const every = Math.ceil(labels.length / 8);
@@ -26,7 +27,7 @@ export function stackedBars({ title, labels, series, unit }) {
   for (const share of [0, 0.5, 1]) {
     const value = top * share;
     picture.append(
-      svg("line", { class: "rule", x1: LEFT, x2: WIDTH - 4, y1: y(value), y2: y(value) }),
+      svg("line", { class: "rule", x1: LEFT, x2: WIDTH - RIGHT, y1: y(value), y2: y(value) }),
       svg("text", { class: "mark", x: LEFT - 6, y: y(value) + 4, "text-anchor": "end" }, short(value)));
   }
   labels.forEach((label, index) => {
@@ -40,7 +41,7 @@ export function stackedBars({ title, labels, series, unit }) {
       below += values[index];
     }
     if (index % every === 0) {
-      picture.append(svg("text", { class: "mark", x: LEFT + (index + 0.5) * step, y: HEIGHT - 6, "text-anchor": "middle" }, label));
+      picture.append(svg("text", { class: "mark", x: LEFT + (index + 0.5) * step, y: HEIGHT - 8, "text-anchor": "middle" }, label));
     }
   });
   const legend = h("ul", { class: "legend" },

@@ -10,7 +10,7 @@ const PAGE = 25;
 /** Waiting jobs whose place is asked for: a call each. */
 const PLACES = 8;
 const BUSY_MS = 2000;
-const IDLE_MS = 10_000;
+const IDLE_MS = 5000;
 const COLUMNS = ["Status", "Job", "Model", "Priority", "Created", "Waited", "Ran", "Tokens", ""];
 
 export function jobsView() {

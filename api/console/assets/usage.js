@@ -85,10 +85,10 @@ async function jobsOf(span, signal) {
   }
 }
 
-/** Equal parts of the span that end now; the last one holds this moment. */
+/** Equal parts by the clock; the last one holds this moment, the first one is not all of the span. */
 function slotsOf(span, widthS) {
   const last = Math.floor(Date.now() / 1000 / widthS);
-  const first = last - (span * 3600) / widthS + 1;
+  const first = last - (span * 3600) / widthS;
   const labels = [];
   for (let slot = first; slot <= last; slot++) {
     const date = new Date(slot * widthS * 1000);
@@ -100,8 +100,8 @@ function slotsOf(span, widthS) {
       const values = labels.map(() => 0);
       for (const job of jobs) {
         const index = Math.floor(job.created_at / widthS) - first;
-        // What is older than the first whole part belongs to none.
-        if (index >= 0 && index < values.length) values[index] += value(job);
+        // The server's clock may be ahead.
+        values[Math.max(0, Math.min(index, values.length - 1))] += value(job);
       }
       return values;
     },
