@@ -10,7 +10,7 @@ from typing import Any, Final
 from pydantic import TypeAdapter
 
 from api.errors import CODES
-from api.reference.call import JSON, Call
+from api.reference.call import FORM, JSON, Call
 from api.reference.calls import CALLS
 from api.routes import PUBLIC, Route
 from api.schemas import answers
@@ -88,7 +88,7 @@ def _schemas(calls: Iterable[Call]) -> tuple[dict[int, dict[str, Any]], dict[str
     ]
     seen = {id(answers.ErrorObject)}
     for call in calls:
-        for adapter in (call.body, call.query):
+        for adapter in (None if call.media == FORM else call.body, call.query):
             if adapter is not None and id(adapter) not in seen:
                 seen.add(id(adapter))
                 inputs.append((id(adapter), "validation", adapter))
@@ -113,7 +113,10 @@ def _operation(route: Route, call: Call, schemas: Mapping[int, dict[str, Any]]) 
     else:
         shown["description"] = f"Needs a key with the scope `{route.scope}`."
     if call.body is not None:
-        content: dict[str, Any] = {"schema": schemas[id(call.body)]}
+        form = call.media == FORM
+        content: dict[str, Any] = {
+            "schema": _without_null(call.body) if form else schemas[id(call.body)]
+        }
         if call.example is not None:
             content["example"] = dict(call.example)
         shown["requestBody"] = {
@@ -139,22 +142,24 @@ def _in_query(call: Call, schemas: Mapping[int, dict[str, Any]]) -> list[dict[st
     if call.query is None:
         return []
     # Of its own, because a parameter is no reference to a whole query.
-    schema = call.query.json_schema(ref_template=_REF)
+    schema = _without_null(call.query)
     wanted = schema.get("required", ())
-    definitions = schema.get("$defs", {})
     return [
-        {
-            "name": name,
-            "in": "query",
-            "required": name in wanted,
-            "schema": _resolved(each, definitions),
-        }
+        {"name": name, "in": "query", "required": name in wanted, "schema": each}
         for name, each in schema["properties"].items()
     ]
 
 
+def _without_null(adapter: TypeAdapter[Any]) -> dict[str, Any]:
+    """The schema of a query or form, whose fields are given or not."""
+    schema = adapter.json_schema(ref_template=_REF)
+    definitions = schema.pop("$defs", {})
+    resolved: dict[str, Any] = _resolved(schema, definitions)
+    return resolved
+
+
 def _resolved(schema: Any, definitions: Mapping[str, Any]) -> Any:
-    """With what it refers to put in its place; null is no value of a query."""
+    """With what it refers to put in its place, and without null."""
     if isinstance(schema, list):
         return [_resolved(each, definitions) for each in schema]
     if not isinstance(schema, dict):

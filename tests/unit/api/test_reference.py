@@ -53,6 +53,15 @@ def test_the_document_holds_together() -> None:
     assert {"type": "number", "minimum": 0, "maximum": 2} in message["anyOf"]
 
 
+def test_a_form_and_a_query_know_no_null() -> None:
+    paths = openapi(ROUTES)["paths"]
+    form = paths["/v1/files"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert set(form["required"]) == {"purpose", "file"}
+    assert form["properties"]["expires_after[seconds]"]["type"] == "integer"
+    assert "null" not in str(form)
+    assert "null" not in str(paths["/v1/files"]["get"]["parameters"])
+
+
 async def test_the_page_brings_all_it_needs(api: Api) -> None:
     page = await api.client.get("/docs", headers={"Authorization": ""})
     assert page.status == 200
