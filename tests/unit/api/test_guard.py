@@ -30,7 +30,7 @@ def _path(route: Route) -> str:
         response_id="resp_x",
         conversation_id="conv_x",
         item_id="msg_x",
-        asset="start.js",
+        asset="main.js" if route.path.startswith("/console") else "start.js",
         file_id=new_file_id(),
         batch_id=new_batch_id(),
         endpoint_id="wep_" + "0" * 20,
@@ -55,13 +55,15 @@ def test_a_route_without_a_known_scope_does_not_start(scope: str) -> None:
         Route("GET", "/v1/x", handler, scope)
 
 
-def test_only_the_probes_and_the_reference_are_public() -> None:
+def test_only_probes_reference_and_console_are_public() -> None:
     assert {route.path for route in ROUTES if route.scope == PUBLIC} == {
         "/healthz",
         "/readyz",
         "/openapi.json",
         "/docs",
         "/docs/{asset}",
+        "/console",
+        "/console/{asset}",
     }
 
 
