@@ -66,7 +66,7 @@ async def console(browser: Any, settings: Settings) -> AsyncIterator[Console]:
         context = await browser.new_context(
             viewport={"width": 1280, "height": 800}, reduced_motion="reduce"
         )
-        context.set_default_timeout(6000)
+        context.set_default_timeout(15_000)
         made = Console(await context.new_page(), api, receiver)
         _listen(made)
         sending = _couriers(here, settings)

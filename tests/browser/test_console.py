@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 import pytest
+from playwright.async_api import expect
 
 from tests.apiserver import CHAT, eventually
 from tests.browser.driving import Console
@@ -122,7 +123,7 @@ async def test_queues_and_places_follow_what_happens(console: Console) -> None:
     await _shows(tile, "paused")
     await _shows(tile, "interactive 2 · standard 0 · batch 1")
     await page.get_by_label("Priority").select_option("batch")
-    await page.wait_for_function("document.querySelectorAll('tr[data-job]').length === 1")
+    await expect(page.locator("tr[data-job]")).to_have_count(1)
     queue.resume(CHAT)
     console.api.worker.ring()
     await _shows(page.locator("tr[data-job]"), "completed")

@@ -28,6 +28,8 @@ from tests.apiserver import Api, make_database, running
 #: Told by tests that have what it takes: a courier, a dead letter, an admin's key.
 ELSEWHERE = {"POST /v1/webhook_endpoints/{endpoint_id}/test"}
 ELSEWHERE |= {name for name in CALLS if "/dead_letters" in name or name.endswith(" /metrics")}
+#: Fetched by browsers (tests/browser, tests/unit/api/test_console.py, test_reference.py).
+PAGES = {"GET /docs/{asset}", "GET /console", "GET /console/{asset}"}
 
 
 @dataclass
@@ -186,7 +188,7 @@ async def test_examples_run_and_answers_are_as_described(world: World) -> None:
         await call(name)
     async with world.api.client.get("/v1/jobs/job_x") as missing:
         TypeAdapter(answers.ErrorObject).validate_json(await missing.read())
-    assert set(CALLS) - world.called == ELSEWHERE | {"GET /docs/{asset}"}
+    assert set(CALLS) - world.called == ELSEWHERE | PAGES
 
 
 async def test_anothers_id_is_answered_like_a_missing_one(world: World) -> None:
