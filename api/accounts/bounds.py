@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final, TypedDict, Unpack
 
 from api.accounts.errors import InvalidAccountError
 from broker.jobs import Band
@@ -15,55 +15,44 @@ _MAX_WEIGHT: Final = 1000.0
 _MAX_BOUND: Final = 1_000_000_000
 
 
-def changed_policy(
-    base: TenantPolicy,
-    *,
-    weight: float | None = None,
-    max_in_flight: int | None = None,
-    max_queued: int | None = None,
-    requests_per_minute: int | None = None,
-    tokens_per_minute: int | None = None,
-    max_jobs: int | None = None,
-    default_band: Band | None = None,
-) -> TenantPolicy:
-    """The policy with what is given; of the last three bounds 0 takes one away.
-
-    Raises `InvalidAccountError`.
-    """
-    if weight is not None:
-        if not 0 < weight <= _MAX_WEIGHT:
-            raise InvalidAccountError(f"a weight is more than 0 and up to {_MAX_WEIGHT:g}")
-        base = replace(base, weight=float(weight))
-    if max_in_flight is not None:
-        base = replace(base, max_in_flight=_bound("max_in_flight", max_in_flight, least=1))
-    if max_queued is not None:
-        base = replace(base, max_queued=_bound("max_queued", max_queued, least=1))
-    if requests_per_minute is not None:
-        requests = _bound("requests_per_minute", requests_per_minute)
-        base = replace(base, requests_per_minute=requests)
-    if tokens_per_minute is not None:
-        base = replace(base, tokens_per_minute=_bound("tokens_per_minute", tokens_per_minute))
-    if max_jobs is not None:
-        base = replace(base, max_jobs=_bound("max_jobs", max_jobs))
-    return base if default_band is None else replace(base, default_band=default_band)
+#: Bounds that 0 takes away.
+_MAY_BE_NONE: Final = frozenset({"requests_per_minute", "tokens_per_minute", "max_jobs"})
 
 
-def changed_limits(
-    base: RateLimits,
-    *,
-    requests_per_minute: int | None = None,
-    tokens_per_minute: int | None = None,
-    max_jobs: int | None = None,
-) -> RateLimits:
-    """A key's limits with what is given; 0 takes one away. Raises `InvalidAccountError`."""
-    given = {
-        "requests_per_minute": requests_per_minute,
-        "tokens_per_minute": tokens_per_minute,
-        "max_jobs": max_jobs,
-    }
-    return replace(
-        base, **{what: _bound(what, value) for what, value in given.items() if value is not None}
-    )
+class LimitChanges(TypedDict, total=False):
+    """Limits of a tenant or a key. What is absent or None stays as it is; 0 takes one away."""
+
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    max_jobs: int | None
+
+
+class PolicyChanges(LimitChanges, total=False):
+    """Fields of a `TenantPolicy`, by its names."""
+
+    weight: float | None
+    max_in_flight: int | None
+    max_queued: int | None
+    default_band: Band | None
+
+
+def changed_policy(base: TenantPolicy, **changes: Unpack[PolicyChanges]) -> TenantPolicy:
+    """The policy with what is given. Raises `InvalidAccountError`."""
+    given: dict[str, Any] = {what: value for what, value in changes.items() if value is not None}
+    for what, value in given.items():
+        if what == "weight":
+            if not 0 < value <= _MAX_WEIGHT:
+                raise InvalidAccountError(f"a weight is more than 0 and up to {_MAX_WEIGHT:g}")
+            given[what] = float(value)
+        elif what != "default_band":
+            _bound(what, value, least=0 if what in _MAY_BE_NONE else 1)
+    return replace(base, **given)
+
+
+def changed_limits(base: RateLimits, **changes: Unpack[LimitChanges]) -> RateLimits:
+    """A key's limits with what is given. Raises `InvalidAccountError`."""
+    given: dict[str, Any] = {what: value for what, value in changes.items() if value is not None}
+    return replace(base, **{what: _bound(what, value) for what, value in given.items()})
 
 
 def _bound(what: str, value: int, *, least: int = 0) -> int:

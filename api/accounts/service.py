@@ -11,10 +11,10 @@ import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, Unpack
 
 from api.accounts.announcements import Broadcaster, RedisBroadcaster
-from api.accounts.bounds import changed_limits, changed_policy
+from api.accounts.bounds import PolicyChanges, changed_limits, changed_policy
 from api.accounts.database import make_engine
 from api.accounts.errors import InvalidAccountError
 from api.accounts.records import ApiKey, NewKey, Tenant
@@ -23,7 +23,6 @@ from api.auth import keys
 from api.auth.authenticator import peppers
 from api.auth.principal import SCOPES
 from broker.errors import BrokerError
-from broker.jobs import Band
 from broker.limits import NO_LIMITS
 from broker.policies import TenantPolicy
 from config.logs import get_logger
@@ -99,14 +98,7 @@ class AccountsService:
     def create_tenant(
         self,
         name: str,
-        *,
-        weight: float | None = None,
-        max_in_flight: int | None = None,
-        max_queued: int | None = None,
-        requests_per_minute: int | None = None,
-        tokens_per_minute: int | None = None,
-        max_jobs: int | None = None,
-        default_band: Band | None = None,
+        **policy: Unpack[PolicyChanges],
     ) -> Tenant:
         """A new tenant; what isn't given is the default of `queue`.
 
@@ -121,16 +113,7 @@ class AccountsService:
         tenant = Tenant(
             id=_new_id("ten"),
             name=name,
-            policy=changed_policy(
-                self._defaults,
-                weight=weight,
-                max_in_flight=max_in_flight,
-                max_queued=max_queued,
-                requests_per_minute=requests_per_minute,
-                tokens_per_minute=tokens_per_minute,
-                max_jobs=max_jobs,
-                default_band=default_band,
-            ),
+            policy=changed_policy(self._defaults, **policy),
             created_at=now,
             updated_at=now,
         )
@@ -143,14 +126,8 @@ class AccountsService:
         self,
         name_or_id: str,
         *,
-        weight: float | None = None,
-        max_in_flight: int | None = None,
-        max_queued: int | None = None,
-        requests_per_minute: int | None = None,
-        tokens_per_minute: int | None = None,
-        max_jobs: int | None = None,
-        default_band: Band | None = None,
         disabled: bool | None = None,
+        **policy: Unpack[PolicyChanges],
     ) -> Tenant:
         """Change what is given. A disabled tenant's credentials are refused; its jobs go on.
 
@@ -162,17 +139,12 @@ class AccountsService:
             disabled_at = tenant.disabled_at
             if disabled is not None:
                 disabled_at = (disabled_at or now) if disabled else None
-            policy = changed_policy(
-                tenant.policy,
-                weight=weight,
-                max_in_flight=max_in_flight,
-                max_queued=max_queued,
-                requests_per_minute=requests_per_minute,
-                tokens_per_minute=tokens_per_minute,
-                max_jobs=max_jobs,
-                default_band=default_band,
+            return replace(
+                tenant,
+                policy=changed_policy(tenant.policy, **policy),
+                updated_at=now,
+                disabled_at=disabled_at,
             )
-            return replace(tenant, policy=policy, updated_at=now, disabled_at=disabled_at)
 
         tenant = self._store.change_tenant(name_or_id, change)
         log.info("tenant_changed", tenant=tenant.id, disabled=tenant.disabled_at is not None)
