@@ -90,7 +90,7 @@ class Cluster:
     def start(self) -> None:
         self.primary.start()
         self.replica.start()
-        until(lambda: self.primary.client.role()[2], "the replica has its data")
+        until(self._replicated, "the replica confirms writes")
         self._sentinel = _run(self._sentinel_command)
         until(self._watched, "the Sentinel knows of the replica")
 
@@ -101,6 +101,11 @@ class Cluster:
         new = ("127.0.0.1", self.replica.port)
         self.sentinel.execute_command("SENTINEL", "REMOVE", SERVICE)
         self.sentinel.execute_command("SENTINEL", "MONITOR", SERVICE, *new, 1)
+
+    def _replicated(self) -> bool:
+        """A replica that is listed may still be at its first copy, and confirm nothing."""
+        self.primary.client.set("copied", 1)
+        return int(self.primary.client.wait(1, 500)) == 1
 
     def _watched(self) -> bool:
         with suppress(redis.RedisError):
