@@ -47,6 +47,9 @@ class ModelSpec(BaseModel):
     #: Sampling of a request that doesn't say how (chat); what the model's makers advise.
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    #: Whether answers without chance in them are kept for the same request of the same tenant
+    #: (`FOREBAY_ANSWERS__…`); None: unless it is a chat model.
+    keep_answers: bool | None = None
     description: str = ""
 
     @model_validator(mode="after")
@@ -58,6 +61,10 @@ class ModelSpec(BaseModel):
     @property
     def endpoints(self) -> tuple[str, ...]:
         return ENDPOINTS[self.kind]
+
+    @property
+    def keeps_answers(self) -> bool:
+        return self.kind != "chat" if self.keep_answers is None else self.keep_answers
 
     @property
     def output_limit(self) -> int:
