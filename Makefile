@@ -86,6 +86,10 @@ bench-peers: $(READY) ## Chats through the whole stack beside `transformers serv
 	  || { rm -rf .venv-vllm; echo "· vLLM can't be installed: it is left out" >&2; }
 	@$(BIN)/python -m loadtests.peers
 
+.PHONY: bench-memory
+bench-memory: $(READY) ## Whether workers' memory stays flat over 20,000 mixed jobs with cancels
+	@$(BIN)/python -m loadtests.memory $(BENCH_ARGS)
+
 .PHONY: bench-fairness
 bench-fairness: $(READY) ## Shares of tenants and bands, a newcomer's wait, a batch flood; against Celery and a FIFO
 	@$(BIN)/python -m loadtests.fairness
