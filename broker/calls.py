@@ -201,8 +201,12 @@ class Calls(ReadingCalls):
     def decode_claims(queue: str, reply: list[Any]) -> list[Claim]:
         return [
             Claim(queue=queue, job=Job.from_hash(reply[k].decode(), pairs(reply[k + 1])))
-            for k in range(0, len(reply), 2)
+            for k in range(0, len(reply) - 1, 2)
         ]
+
+    @staticmethod
+    def more_waits(reply: list[Any]) -> bool:
+        return len(reply) % 2 == 1
 
     def renew(
         self, queue: str, owner: str, leases: Sequence[tuple[str, int]]

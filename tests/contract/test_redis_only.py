@@ -207,6 +207,18 @@ def test_the_claim_command_sent_by_hand(desk: Harness) -> None:
     (claim,) = desk.queue.decode_claims(MODEL, reply)
     assert (claim.job.id, claim.attempt) == (job_id, 1)
     assert claim.job == desk.queue.get(job_id)
+    assert not desk.queue.more_waits(reply)
+
+
+def test_a_claim_tells_when_it_has_left_work_behind(desk: Harness) -> None:
+    assert isinstance(desk.queue, RedisQueue)
+    first, second = desk.submit(), desk.submit()
+    desk.queue.load_scripts()
+    for expected, more in ((first, True), (second, False)):
+        command = desk.queue.claim_command(MODEL, "w1", 1)
+        reply = behind(desk).execute_command(*command)
+        (claim,) = desk.queue.decode_claims(MODEL, reply)
+        assert (claim.job.id, desk.queue.more_waits(reply)) == (expected, more)
 
 
 def test_a_sweep_finds_ids_that_are_nowhere(desk: Harness) -> None:
