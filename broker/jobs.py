@@ -60,6 +60,21 @@ def new_job_id() -> str:
     return "job_" + "".join([_PAIRS[(number >> shift) & 1023] for shift in _SHIFTS])
 
 
+#: Where a mark stands in an id, after the time; 60 random bits follow.
+MARK = slice(14, 18)
+
+
+def new_mark() -> str:
+    """Four characters by which a process knows the ids that it has made with them."""
+    return new_job_id()[MARK]
+
+
+def marked_job_id(mark: str) -> str:
+    """A new id that bears a mark."""
+    made = new_job_id()
+    return made[: MARK.start] + mark + made[MARK.stop :]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Usage:
     """What a job really took."""

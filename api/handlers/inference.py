@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Final, TypeVar
 
 from aiohttp import hdrs, web
@@ -57,6 +58,7 @@ async def _run(request: web.Request, schema: TypeAdapter[Wanted]) -> web.StreamR
     prefer = preference(request, max_wait_s=request.app[keys.SETTINGS].api.max_wait_s)
     if prefer.respond_async:
         return await accept(request, job, prefer)
+    job = replace(job, id=request.app[keys.HUB].new_job_id())
     # The tier really used is echoed to whoever asked for one.
     tier = TIER_OF[job.band] if wanted.service_tier is not None else None
     if isinstance(wanted, GenerationRequest) and wanted.streams:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any, Final
 
 import orjson
@@ -53,6 +54,8 @@ async def create(request: web.Request) -> web.StreamResponse:
     claimed = await _go_on(request, wanted)
     try:
         job = new_job(request, wanted, raw, terms=Terms(ttl_s=_ttl_s(request, wanted)))
+        if not wanted.background:
+            job = replace(job, id=request.app[keys.HUB].new_job_id())
         if claimed is not None:
             await claimed.lock(job.id)
         return await _run(request, wanted, job)
