@@ -296,6 +296,16 @@ _TERMINAL_EVENTS = frozenset(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Ending:
+    """What of a completed job's record its last message brings along, to whoever listens."""
+
+    created_ms: int
+    started_ms: int
+    finished_ms: int
+    output: bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Event:
     """One line of a job's event log, and one message on its channel."""
 
@@ -305,6 +315,8 @@ class Event:
     attempt: int
     #: Token text of a `job.delta`, else empty.
     text: str = ""
+    #: Of a message only, and not of every one: the log never has it.
+    ending: Ending | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
