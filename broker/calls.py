@@ -45,6 +45,8 @@ REPLAY_BATCH = 100
 SWEEP_BATCH = 200
 #: A wake-up that its worker doesn't hear is of no use for longer.
 WAKE_MS = 10_000
+#: Largest output that goes out with the message of a job's end (bytes).
+MOST_TOLD_BYTES = 16_384
 
 _LEASE_STATES: tuple[LeaseState, ...] = ("ok", "lost", "cancel")
 _CANCEL_RESULTS: tuple[CancelResult, ...] = ("cancelled", "cancelling", "terminal")
@@ -203,8 +205,12 @@ class Calls(ReadingCalls):
     def decode_claims(queue: str, reply: list[Any]) -> list[Claim]:
         return [
             Claim(queue=queue, job=Job.from_hash(reply[k].decode(), pairs(reply[k + 1])))
-            for k in range(0, len(reply), 2)
+            for k in range(0, len(reply) - 1, 2)
         ]
+
+    @staticmethod
+    def more_waits(reply: list[Any]) -> bool:
+        return len(reply) % 2 == 1
 
     def renew(
         self, queue: str, owner: str, leases: Sequence[tuple[str, int]]
@@ -238,7 +244,7 @@ class Calls(ReadingCalls):
         return script_call(
             scripts.COMPLETE, truth, (keys.base(claim.queue),),
             claim.job.id, claim.attempt, outcome.status, outcome.taken,
-            self._weight, self._cap, dead_code, *fields,
+            self._weight, self._cap, dead_code, _told(claim.job, outcome), *fields,
         )  # fmt: skip
 
     def bury(self, claim: Claim, error_code: str, message: str) -> Call[bool]:
@@ -312,3 +318,23 @@ def _states(meters: list[Any], now: int) -> tuple[LimitState, ...]:
         for (scope, kind), (limit, at) in zip(METERS, pairs_, strict=True)
         if limit
     )
+
+
+def _told(job: Job, outcome: Outcome) -> bytes:
+    """Members of the last message that spare a waiting caller the reading of the record.
+
+    Streams have told their text already; what is large is read by those who want it.
+    """
+    output = outcome.output
+    if outcome.status is not Status.COMPLETED or output is None or job.stream:
+        return b""
+    if len(output) > MOST_TOLD_BYTES:
+        return b""
+    members = orjson.dumps(
+        {
+            "created_ms": job.created_ms,
+            "started_ms": job.started_ms,
+            "output": output.decode(errors="replace"),
+        }
+    )
+    return b"," + members[1:-1]

@@ -60,6 +60,21 @@ def new_job_id() -> str:
     return "job_" + "".join([_PAIRS[(number >> shift) & 1023] for shift in _SHIFTS])
 
 
+#: Where a mark stands in an id, after the time; 60 random bits follow.
+MARK = slice(14, 18)
+
+
+def new_mark() -> str:
+    """Four characters by which a process knows the ids that it has made with them."""
+    return new_job_id()[MARK]
+
+
+def marked_job_id(mark: str) -> str:
+    """A new id that bears a mark."""
+    made = new_job_id()
+    return made[: MARK.start] + mark + made[MARK.stop :]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Usage:
     """What a job really took."""
@@ -294,6 +309,16 @@ _TERMINAL_EVENTS = frozenset(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Ending:
+    """What of a completed job's record its last message brings along, to whoever listens."""
+
+    created_ms: int
+    started_ms: int
+    finished_ms: int
+    output: bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Event:
     """One line of a job's event log, and one message on its channel."""
 
@@ -303,6 +328,8 @@ class Event:
     attempt: int
     #: Token text of a `job.delta`, else empty.
     text: str = ""
+    #: Of a message only, and not of every one: the log never has it.
+    ending: Ending | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -173,6 +173,10 @@ class RedisQueue:
     def decode_claims(self, queue: str, reply: list[Any]) -> list[Claim]:
         return self._calls.decode_claims(queue, reply)
 
+    def more_waits(self, reply: list[Any]) -> bool:
+        """Whether the claim with this reply has left work behind that it might have taken."""
+        return self._calls.more_waits(reply)
+
     def load_scripts(self) -> None:
         """Make all scripts known to the server."""
         self._run(self._calls.load_scripts())

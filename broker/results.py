@@ -2,13 +2,16 @@
 
 Pub/sub loses what is published while nobody listens, so a waiter subscribes first and reads the
 job's record or log then. A `Resync` says that something may have been missed: read them again.
+
+A hub listens for good to the jobs whose ids bear its mark. Whoever makes a job only to wait for it
+takes such an id: the subscription stands before the job does, and costs no round trip.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 import random
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -19,10 +22,11 @@ from redis.exceptions import RedisError
 
 from broker import keys
 from broker.errors import BrokerUnavailableError
-from broker.jobs import Event
+from broker.jobs import Event, marked_job_id, new_job_id, new_mark
+from broker.link import Link
 from broker.memory import MemoryQueue
 from broker.subscriptions import QUEUE_EVENTS, RESYNC, Resync, Subscription
-from broker.wire import Arg, decode_event, pack
+from broker.wire import decode_event, pack
 from config.logs import get_logger
 
 __all__ = ["QUEUE_EVENTS", "RESYNC", "EventHub", "MemoryHub", "Resync", "Subscription"]
@@ -64,9 +68,13 @@ class EventHub:
         self._channels: dict[bytes, _Channel] = {}
         #: SUBSCRIBEs sent and not confirmed, per channel. A channel stands when none is left.
         self._unconfirmed: dict[bytes, int] = {}
-        self._outbox: list[tuple[Arg, ...]] = []
-        self._wake = asyncio.Event()
-        self._connected = False
+        self._mark = new_mark()
+        self._pattern = keys.channel(f"job_??????????{self._mark}*").encode()
+        channel = re.escape(keys.channel("job_")) + ".{10}" + self._mark
+        self._is_marked = re.compile(channel.encode()).match
+        #: The subscription to all jobs with the mark stands.
+        self._stands = False
+        self._link: Link | None = None
         #: The last attempt to connect failed.
         self._down = False
         #: Somebody wants to get in while it is down.
@@ -87,12 +95,19 @@ class EventHub:
         """To be entered with `async with`."""
         return Subscription(self, job_id)
 
+    def new_job_id(self) -> str:
+        """An id with the hub's mark, for a job that is made to be waited for."""
+        return marked_job_id(self._mark)
+
     async def attach(self, subscription: Subscription) -> None:
         name = keys.channel(subscription.job_id).encode()
         channel = self._channels.get(name)
         if channel is None:
             channel = self._channels[name] = _Channel()
-            self._say("SUBSCRIBE", name)
+            if not self._is_marked(name):
+                self._say("SUBSCRIBE", name)
+            elif self._stands:
+                channel.confirmed.set_result(True)
         channel.readers.add(subscription)
         if self._down:
             self._hurry.set()
@@ -116,16 +131,16 @@ class EventHub:
         channel.readers.discard(subscription)
         if not channel.readers:
             del self._channels[name]
-            self._say("UNSUBSCRIBE", name)
+            if not self._is_marked(name):
+                self._say("UNSUBSCRIBE", name)
 
     def _say(self, verb: str, name: bytes) -> None:
-        """Send a command with the next write; nothing while there is no connection."""
-        if not self._connected:
+        """Nothing is said while there is no connection."""
+        if self._link is None:
             return
         if verb == "SUBSCRIBE":
             self._unconfirmed[name] = self._unconfirmed.get(name, 0) + 1
-        self._outbox.append((verb, name))
-        self._wake.set()
+        self._link.write(pack([(verb, name)]))
 
     async def _run(self) -> None:
         pause, lost = BACKOFF_S[0], False
@@ -137,7 +152,6 @@ class EventHub:
                 if lost:
                     lost = False
                     log.info("event_hub_connected")
-                self._subscribe_again()
                 await self._serve(connection)
             except (RedisError, OSError) as error:
                 if not lost:
@@ -157,47 +171,49 @@ class EventHub:
                 await self._hurry.wait()
 
     async def _serve(self, connection: AbstractConnection) -> None:
-        """Write and read until the connection breaks."""
-        self._heard = asyncio.get_running_loop().time()
-        parts = {
-            asyncio.create_task(self._write(connection)),
-            asyncio.create_task(self._read(connection)),
-            asyncio.create_task(self._probe()),
-        }
-        try:
-            done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            await _end(parts)
-        for part in done:
-            part.result()
-
-    async def _write(self, connection: AbstractConnection) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            commands, self._outbox = self._outbox, []
-            await connection.send_packed_command(pack(commands), check_health=False)
-
-    async def _read(self, connection: AbstractConnection) -> None:
+        """Until the connection breaks, which it raises."""
         loop = asyncio.get_running_loop()
-        while True:
-            reply = await connection.read_response(timeout=math.inf)
-            self._heard = loop.time()
-            if reply[0] == b"message":
-                self._deliver(reply[1], reply[2])
-            elif reply[0] == b"subscribe":
-                self._confirm(reply[1])
+        self._heard = loop.time()
+        lost: asyncio.Future[None] = loop.create_future()
 
-    async def _probe(self) -> None:
+        def on_lost(error: Exception) -> None:
+            if not lost.done():
+                lost.set_exception(error)
+
+        link = self._link = Link(connection, self._hear, on_lost)
+        self._subscribe_again(link)
+        probing = asyncio.create_task(self._probe(link))
+        try:
+            await lost
+        finally:
+            await _end({probing})
+
+    def _hear(self, reply: Any) -> None:
+        self._heard = asyncio.get_running_loop().time()
+        if isinstance(reply, RedisError):
+            raise reply
+        kind = reply[0]
+        if kind == b"pmessage":
+            self._deliver(reply[2], reply[3])
+        elif kind == b"message":
+            self._deliver(reply[1], reply[2])
+        elif kind == b"subscribe":
+            self._confirm(reply[1])
+        elif kind == b"psubscribe":
+            self._stands = True
+            for name, channel in self._channels.items():
+                if self._is_marked(name):
+                    self._stand(channel)
+
+    async def _probe(self, link: Link) -> None:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(PING_INTERVAL_S)
             silent = loop.time() - self._heard
             if silent > 2 * PING_INTERVAL_S:
-                raise TimeoutError("silent connection")
-            if silent >= PING_INTERVAL_S:
-                self._outbox.append(("PING",))
-                self._wake.set()
+                link.lose(TimeoutError("silent connection"))
+            elif silent >= PING_INTERVAL_S:
+                link.write(pack([("PING",)]))
 
     def _deliver(self, name: bytes, payload: bytes) -> None:
         channel = self._channels.get(name)
@@ -218,7 +234,12 @@ class EventHub:
             return
         self._unconfirmed.pop(name, None)
         channel = self._channels.get(name)
-        if channel is None or channel.confirmed.done():
+        if channel is not None:
+            self._stand(channel)
+
+    @staticmethod
+    def _stand(channel: _Channel) -> None:
+        if channel.confirmed.done():
             return
         channel.confirmed.set_result(True)
         if channel.lost:
@@ -232,7 +253,8 @@ class EventHub:
         Whoever was subscribed may miss events from here on; whoever waits to be is told at once
         that there is no server, and goes on waiting when one was just there.
         """
-        self._down, self._connected = not self._connected, False
+        self._down, self._link = self._link is None, None
+        self._stands = False
         self._hurry.clear()
         for channel in self._channels.values():
             if channel.confirmed.done():
@@ -243,12 +265,14 @@ class EventHub:
                 continue
             channel.confirmed = asyncio.get_running_loop().create_future()
 
-    def _subscribe_again(self) -> None:
+    def _subscribe_again(self, link: Link) -> None:
         """On a new connection: all channels, whatever was still to be said on the old one."""
-        self._connected, self._down = True, False
-        self._unconfirmed = dict.fromkeys(self._channels, 1)
-        self._outbox = [("SUBSCRIBE", *self._channels)] if self._channels else []
-        self._wake.set()
+        self._down = False
+        names = [name for name in self._channels if not self._is_marked(name)]
+        self._unconfirmed = dict.fromkeys(names, 1)
+        link.write(pack([("PSUBSCRIBE", self._pattern)]))
+        if names:
+            link.write(pack([("SUBSCRIBE", *names)]))
 
 
 async def _end(tasks: set[asyncio.Task[None]]) -> None:
@@ -287,6 +311,11 @@ class MemoryHub:
 
     def subscribe(self, job_id: str) -> Subscription:
         return Subscription(self, job_id)
+
+    @staticmethod
+    def new_job_id() -> str:
+        """Any will do: nothing is sent for a subscription."""
+        return new_job_id()
 
     async def attach(self, subscription: Subscription) -> None:
         self._readers.setdefault(subscription.job_id, set()).add(subscription)

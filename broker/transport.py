@@ -5,8 +5,9 @@ hold jobs and are consumed by claims; all others (control, replies, events) go k
 that `inspect`, `control` and Flower work as ever.
 
 A channel that consumes a model queue waits in one BRPOP for the queue's doorbell. A ring, a claim
-that came back full, or a second without a ring (which heals a lost one, and takes back expired
-leases) makes the next command on that connection a claim. A claim asks for one job at first and
+that came back full and left work behind, or a second without a ring (which heals a lost one, and
+takes back expired leases) makes the next command on that connection a claim; after a ring it is
+sent at once, without another turn of the event loop. A claim asks for one job at first and
 for twice as many while work keeps coming, so that a short queue spreads over idle workers and a
 long one costs few round trips.
 
@@ -55,6 +56,8 @@ class ClaimWire(Protocol):
     ) -> list[bytes | str | int]: ...
 
     def decode_claims(self, queue: str, reply: Any) -> list[Claim]: ...
+
+    def more_waits(self, reply: Any) -> bool: ...
 
     def load_scripts(self) -> None: ...
 
@@ -186,20 +189,22 @@ class Channel(redis.Channel):  # type: ignore[misc]
             return self._read_claims(deliver=True)
         try:
             reply = self._parse("BRPOP")
-            if not reply:
-                self._due = True
-                raise Empty
-            key, item = reply[0].decode(), reply[1]
-            # A bell, or a wake-up.
-            if key.startswith(keys.base(self.model_queue)):
-                self._due = True
-                raise Empty
-            queue = key.rsplit(self.sep, 1)[0]
-            self._queue_cycle.rotate(queue)
-            self.connection._deliver(redis.loads(item.decode()), queue)
-            return True
         finally:
             self._end_poll()
+        if not reply:
+            self._due = True
+            raise Empty
+        key, item = reply[0].decode(), reply[1]
+        # A bell, or a wake-up.
+        if key.startswith(keys.base(self.model_queue)):
+            self._due = True
+            if self.qos.can_consume():
+                self._brpop_start()
+            raise Empty
+        queue = key.rsplit(self.sep, 1)[0]
+        self._queue_cycle.rotate(queue)
+        self.connection._deliver(redis.loads(item.decode()), queue)
+        return True
 
     def _read_claims(self, *, deliver: bool) -> bool:
         registry = leases.current()
@@ -216,7 +221,7 @@ class Channel(redis.Channel):  # type: ignore[misc]
             log.exception("claims_unreadable")
             self._due = False
             raise Empty from None
-        self._due = len(claims) >= asked
+        self._due = len(claims) >= asked and _wire(registry).more_waits(reply)
         self._limit = min(2 * self._limit, self.claim_batch) if self._due else 1
         waiting = registry.add(claims)
         try:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import orjson
 from hiredis import pack_command
 
-from broker.jobs import Event, EventType
+from broker.jobs import Ending, Event, EventType
 
 Arg = bytes | str | int | float
 
@@ -20,6 +21,16 @@ def decode_event(line: bytes) -> Event:
         type=EventType(raw["type"]),
         attempt=raw["attempt"],
         text=raw.get("text", ""),
+        ending=_ending(raw) if "output" in raw else None,
+    )
+
+
+def _ending(raw: dict[str, Any]) -> Ending:
+    return Ending(
+        created_ms=raw["created_ms"],
+        started_ms=raw["started_ms"],
+        finished_ms=raw["finished_ms"],
+        output=raw["output"].encode(),
     )
 
 

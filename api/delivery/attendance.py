@@ -60,6 +60,7 @@ async def enqueue(app: web.Application, job: NewJob) -> Accepted:
 async def attended(app: web.Application, job: NewJob) -> AsyncIterator[Attendance]:
     """Subscribe, enqueue, follow. Left before the job's end, the job is cancelled.
 
+    With an id of the hub's own (`Hub.new_job_id`) subscribing takes no round trip.
     Not so with an idempotency key: whoever gave one may come back for the answer.
     Raises what `enqueue` raises; then there is no job. `ApiError` when the key stands for a job
     whose result is gone.

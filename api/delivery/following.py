@@ -8,7 +8,7 @@ from typing import Final
 
 from api.ports import Queue, Subscription
 from broker.errors import BrokerUnavailableError
-from broker.jobs import TERMINAL, Event, Job, Status
+from broker.jobs import TERMINAL, Ending, Event, Job, Status
 from broker.results import Resync
 
 #: The event of the enqueue itself, known to whoever enqueued.
@@ -55,6 +55,8 @@ class Follower:
         self.seq = after
         #: A terminal event, or the snapshot of a terminal job, was handed out.
         self.finished = False
+        #: What the last event told of a completed job, if it told anything.
+        self.ending: Ending | None = None
 
     async def next(self, timeout_s: float) -> Event | Snapshot | None:
         """What comes after `seq`; None when nothing came within `timeout_s`.
@@ -100,7 +102,7 @@ class Follower:
         if isinstance(item, Snapshot):
             self.finished = item.status in TERMINAL
         else:
-            self.finished = item.type.is_terminal
+            self.finished, self.ending = item.type.is_terminal, item.ending
         return item
 
     async def _read_log(self) -> bool:

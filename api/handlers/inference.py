@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Final, TypeVar
 
 from aiohttp import hdrs, web
@@ -23,7 +24,7 @@ from api.schemas.inference import GenerationRequest, InferenceRequest
 from api.schemas.job_object import overhead_ms, queue_ms
 from api.schemas.jobs import CHAT, COMPLETION, EMBEDDING
 from api.schemas.parsing import parse
-from broker.jobs import Job, NewJob, Status
+from broker.jobs import Ending, Job, NewJob, Status
 
 Wanted = TypeVar("Wanted", bound=InferenceRequest)
 
@@ -57,6 +58,7 @@ async def _run(request: web.Request, schema: TypeAdapter[Wanted]) -> web.StreamR
     prefer = preference(request, max_wait_s=request.app[keys.SETTINGS].api.max_wait_s)
     if prefer.respond_async:
         return await accept(request, job, prefer)
+    job = replace(job, id=request.app[keys.HUB].new_job_id())
     # The tier really used is echoed to whoever asked for one.
     tier = TIER_OF[job.band] if wanted.service_tier is not None else None
     if isinstance(wanted, GenerationRequest) and wanted.streams:
@@ -82,22 +84,26 @@ async def _answer(request: web.Request, job: NewJob, tier: str | None) -> web.Re
         job_id = attendance.job.id
         if not await attendance.follower.terminal(within_s=timeout_s):
             raise ApiError("deadline_exceeded", job_id=job_id)
-    record = await final_record(app[keys.QUEUE], job_id, within_s=_RECORD_S)
-    if record.status is not Status.COMPLETED or record.output is None:
-        raise from_job(record)
-    body = record.output
+    # The last event brings what an answer needs, unless it is large or was missed.
+    ended: Ending | Job | None = attendance.follower.ending
+    if ended is None:
+        ended = record = await final_record(app[keys.QUEUE], job_id, within_s=_RECORD_S)
+        if record.status is not Status.COMPLETED or record.output is None:
+            raise from_job(record)
+    body = ended.output
+    assert body is not None
     if tier is not None:
         body = b'%b,"service_tier":"%b"}' % (body[:-1], tier.encode())
-    headers = {**_headers(record), **limit_headers(attendance.limits)}
+    headers = {
+        hdrs.CONTENT_TYPE: "application/json",
+        "x-job-id": job_id,
+        "x-priority": attendance.job.band,
+        **limit_headers(attendance.limits),
+    }
+    if (waited_ms := queue_ms(ended)) is not None:
+        headers["x-queue-ms"] = str(waited_ms)
     if attendance.replayed:
         headers.update(REPLAYED)
     else:
-        headers["x-overhead-ms"] = str(overhead_ms(record, time.perf_counter() - started))
+        headers["x-overhead-ms"] = str(overhead_ms(ended, time.perf_counter() - started))
     return web.Response(body=body, headers=headers)
-
-
-def _headers(job: Job) -> dict[str, str]:
-    headers = {hdrs.CONTENT_TYPE: "application/json", "x-job-id": job.id, "x-priority": job.band}
-    if (waited_ms := queue_ms(job)) is not None:
-        headers["x-queue-ms"] = str(waited_ms)
-    return headers

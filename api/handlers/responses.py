@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any, Final
 
 import orjson
@@ -54,6 +55,8 @@ async def create(request: web.Request) -> web.StreamResponse:
     try:
         terms = Terms(ttl_s=_ttl_s(request, wanted), no_store=wanted.store is False)
         job = new_job(request, wanted, raw, terms=terms)
+        if not wanted.background:
+            job = replace(job, id=request.app[keys.HUB].new_job_id())
         if claimed is not None:
             await claimed.lock(job.id)
         return await _run(request, wanted, job)

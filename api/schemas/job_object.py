@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
@@ -108,12 +108,25 @@ def rendered_output(job: Job) -> Any:
     return response_object(job) if is_response(job) else orjson.Fragment(job.output)
 
 
-def queue_ms(job: Job) -> int | None:
+class Timed(Protocol):
+    """A job's times (Unix ms, 0 when not yet)."""
+
+    @property
+    def created_ms(self) -> int: ...
+
+    @property
+    def started_ms(self) -> int: ...
+
+    @property
+    def finished_ms(self) -> int: ...
+
+
+def queue_ms(job: Timed) -> int | None:
     """Time from the enqueue to the start of the latest attempt."""
     return job.started_ms - job.created_ms if job.started_ms else None
 
 
-def overhead_ms(job: Job, wall_s: float) -> int:
+def overhead_ms(job: Timed, wall_s: float) -> int:
     """What of a call's `wall_s` its ended job took no part in."""
     return max(0, round(wall_s * 1000) - (job.finished_ms - job.created_ms))
 

@@ -182,10 +182,11 @@ local function settle(base, band, tenant, taken, charged, weight, clock)
   end
 end
 
-local function log_event(id, seq, kind, attempt)
-  local line = '{"seq":' .. seq .. ',"type":"job.' .. kind .. '","attempt":' .. attempt .. '}'
-  call('RPUSH', 'fb:job:' .. id .. ':events', line)
-  call('PUBLISH', 'fb:ev:' .. id, line)
+-- `told`: further members of the message, which the log doesn't have.
+local function log_event(id, seq, kind, attempt, told)
+  local line = '{"seq":' .. seq .. ',"type":"job.' .. kind .. '","attempt":' .. attempt
+  call('RPUSH', 'fb:job:' .. id .. ':events', line .. '}')
+  call('PUBLISH', 'fb:ev:' .. id, line .. (told or '') .. '}')
 end
 
 -- What the scripts need of a record, or nil.
@@ -318,8 +319,9 @@ local function announce(id, job, status, seq, now)
 end
 
 -- Makes a job terminal, once it is out of queue, delay and lease. `fields` are further fields and
--- values of the record (output, error, usage); `taken`: tokens it really took.
-local function finish(base, id, job, status, now, fields, taken)
+-- values of the record (output, error, usage); `taken`: tokens it really took; `told`: members of the
+-- last message, to which the time of the end is added.
+local function finish(base, id, job, status, now, fields, taken, told)
   local key = 'fb:job:' .. id
   local seq = job.seq + 1
   call('HDEL', base .. 'j', id)
@@ -329,7 +331,10 @@ local function finish(base, id, job, status, now, fields, taken)
     call('SREM', 'fb:key:' .. job.key_id .. ':jobs', id)
   end
   call('HSET', key, 'status', status, 'finished_ms', now, 'seq', seq, unpack(fields))
-  log_event(id, seq, status, job.attempt)
+  if told == '' or job.erased then
+    told = nil
+  end
+  log_event(id, seq, status, job.attempt, told and told .. ',"finished_ms":' .. now)
   announce(id, job, status, seq, now)
   call('EXPIRE', key, job.ttl)
   call('EXPIRE', key .. ':events', job.ttl)

@@ -3,7 +3,8 @@
 -- KEYS[1] base `fb:{<queue>}:`
 -- ARGV[1] owner  [2] lease (ms)  [3] most jobs  [4] default weight  [5] default cap
 -- ARGV[6] most batch jobs among them
--- Returns a flat list of id, record (a flat list of fields and values), id, record, …
+-- Returns a flat list of id, record (a flat list of fields and values), id, record, …; and 1 at its
+-- end when there is more to claim.
 
 local base, owner = KEYS[1], ARGV[1]
 local lease_ms, wanted = tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -218,6 +219,7 @@ if popped > 0 or balanced then
 end
 if may(1) or may(2) or may(3) then
   ring(base)
+  claims[#claims + 1] = 1
 elseif head[#BANDS] then
   ring(base, 'bell:batch')
 end

@@ -3,7 +3,8 @@
 -- KEYS[1] base `fb:{<queue>}:`
 -- ARGV[1] job id  [2] attempt  [3] status: completed | failed | cancelled  [4] tokens really taken
 -- ARGV[5] default weight  [6] default cap  [7] code of a dead letter, or empty
--- ARGV[8…] further fields and values of the record (output, error, usage)
+-- ARGV[8] members of the last message (`,"name":value…`), or empty
+-- ARGV[9…] further fields and values of the record (output, error, usage)
 -- Returns 1 done, or done before by this very attempt | 0 stale, nothing changed.
 
 -- A drain rate after this completion (broker/drain.py).
@@ -55,7 +56,8 @@ if status == 'completed' then
 end
 call('HSET', base .. 's', unpack(changed))
 unpark(base, job.tenant, running, ARGV[6])
-finish(base, id, job, status, now, {'ended', attempt, unpack(ARGV, 8)}, tonumber(ARGV[4]))
+finish(base, id, job, status, now, {'ended', attempt, unpack(ARGV, 9)}, tonumber(ARGV[4]),
+  ARGV[8])
 if ARGV[7] ~= '' and not job.erased then
   bury(base, id, job, now, ARGV[7])
 end

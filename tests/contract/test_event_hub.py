@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import subprocess
 import tracemalloc
@@ -18,7 +19,7 @@ import redis.asyncio
 from broker import keys, results
 from broker.connections import connect_async
 from broker.errors import BrokerUnavailableError
-from broker.jobs import Delta, Event, EventType
+from broker.jobs import MARK, Delta, Event, EventType, new_job_id
 from broker.memory import AsyncMemoryQueue, MemoryQueue
 from broker.redis_queue import AsyncRedisQueue
 from broker.results import QUEUE_EVENTS, EventHub, MemoryHub, Resync, Subscription
@@ -258,7 +259,9 @@ async def test_an_absence_leaves_nothing_to_be_said() -> None:
             entering.cancel()
             await asyncio.wait([entering])
             if n == 500:
+                gc.collect()  # cycles of the cancelled waits are no growth
                 before, _ = tracemalloc.get_traced_memory()
+        gc.collect()
         after, _ = tracemalloc.get_traced_memory()
         tracemalloc.stop()
     assert after - before < 100_000
@@ -281,3 +284,35 @@ async def test_a_hub_outlives_its_server(valkey_binary: str, tmp_path: Path) -> 
         await events.__aexit__(None, None, None)
         await hub.stop()
         await client.aclose()
+
+
+async def test_a_job_with_the_hubs_mark_is_heard_without_a_subscription(valkey: str) -> None:
+    async with _hub(valkey) as (hub, client):
+        async with asyncio.timeout(5):
+            await hub.subscribe(hub.new_job_id()).__aenter__()  # the hub has connected
+        job_id = hub.new_job_id()
+        said = await client.info("commandstats")
+        async with hub.subscribe(job_id) as events:
+            message = b'{"seq":2,"type":"job.in_progress","attempt":1}'
+            await client.publish(keys.channel(job_id), message)
+            assert await events.next(5) == Event(seq=2, type=EventType.IN_PROGRESS, attempt=1)
+        stats = await client.info("commandstats")
+        for name in ("cmdstat_subscribe", "cmdstat_unsubscribe"):
+            assert stats.get(name) == said.get(name)
+
+
+async def test_a_marked_job_is_told_of_a_lost_connection(valkey: str) -> None:
+    async with _hub(valkey) as (hub, client), hub.subscribe(hub.new_job_id()) as events:
+        await client.client_kill_filter(_type="pubsub")
+        assert isinstance(await events.next(10), Resync)
+        message = b'{"seq":3,"type":"job.completed","attempt":1}'
+        await client.publish(keys.channel(events.job_id), message)
+        assert await events.next(5) == Event(seq=3, type=EventType.COMPLETED, attempt=1)
+
+
+async def test_ids_with_a_mark_are_ids_like_others() -> None:
+    first, second = EventHub(redis.asyncio.Redis()), EventHub(redis.asyncio.Redis())
+    ids = [first.new_job_id() for _ in range(200)]
+    assert len(set(ids)) == 200
+    assert all(len(job_id) == len(new_job_id()) for job_id in ids)
+    assert {job_id[MARK] for job_id in ids} != {second.new_job_id()[MARK]}

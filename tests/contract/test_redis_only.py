@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import redis
@@ -20,9 +21,10 @@ from broker.errors import (
     RateLimitedError,
     SchemaVersionError,
 )
-from broker.jobs import Accepted, Band, Delta, NewJob, Outcome, Status, Usage
+from broker.jobs import Accepted, Band, Delta, Ending, NewJob, Outcome, Status, Usage
 from broker.limits import RateLimits
 from broker.redis_queue import AsyncRedisQueue, RedisQueue
+from broker.wire import decode_event
 from config.settings import Redis as RedisSettings
 from tests.conftest import free_port
 from tests.contract.harness import MODEL, Harness, new_job, opened, policy, settings
@@ -207,6 +209,47 @@ def test_the_claim_command_sent_by_hand(desk: Harness) -> None:
     (claim,) = desk.queue.decode_claims(MODEL, reply)
     assert (claim.job.id, claim.attempt) == (job_id, 1)
     assert claim.job == desk.queue.get(job_id)
+    assert not desk.queue.more_waits(reply)
+
+
+@pytest.mark.parametrize(("stream", "length", "told"), [(0, 10, 1), (1, 10, 0), (0, 20_000, 0)])
+def test_the_last_message_brings_a_small_output_along(
+    desk: Harness, stream: int, length: int, told: int
+) -> None:
+    job_id = desk.submit(stream=bool(stream))
+    (claim,) = desk.queue.claim(MODEL, "w1")
+    output = b'"%b"' % ("\u00e9" * (length // 2)).encode()
+    with behind(desk).pubsub(ignore_subscribe_messages=True) as channel:
+        channel.subscribe(keys.channel(job_id))
+        channel.get_message(timeout=5)
+        desk.queue.complete(claim, Outcome(status=Status.COMPLETED, output=output))
+        message: Any = channel.get_message(timeout=5)
+    ending = decode_event(message["data"]).ending
+    record = desk.queue.get(job_id)
+    if told:
+        assert ending == Ending(
+            created_ms=record.created_ms,
+            started_ms=record.started_ms,
+            finished_ms=record.finished_ms,
+            output=output,
+        )
+    else:
+        assert ending is None
+    # The log says the same in either case, without it.
+    events, _ = desk.queue.events(job_id)
+    assert (events[-1], events[-1].ending) == (decode_event(message["data"]), None)
+    assert record.output == output
+
+
+def test_a_claim_tells_when_it_has_left_work_behind(desk: Harness) -> None:
+    assert isinstance(desk.queue, RedisQueue)
+    first, second = desk.submit(), desk.submit()
+    desk.queue.load_scripts()
+    for expected, more in ((first, True), (second, False)):
+        command = desk.queue.claim_command(MODEL, "w1", 1)
+        reply = behind(desk).execute_command(*command)
+        (claim,) = desk.queue.decode_claims(MODEL, reply)
+        assert (claim.job.id, desk.queue.more_waits(reply)) == (expected, more)
 
 
 def test_a_sweep_finds_ids_that_are_nowhere(desk: Harness) -> None:
