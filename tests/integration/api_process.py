@@ -38,7 +38,7 @@ class Process:
             assert self.process.poll() is None, self.stderr
             return "api_started" in self.stderr
 
-        await eventually(look, within_s=30)
+        await eventually(look)
 
     async def end(self) -> int:
         self.process.send_signal(signal.SIGTERM)

@@ -19,6 +19,8 @@ import openai
 import psutil
 import pytest
 
+from tests.conftest import PATIENCE_S
+
 CHAT = "smollm2-135m"
 FOREBAY = [sys.executable, "-m", "api.cli"]
 UP = ["up", "--engine", "simulated", "--api-port", "0", "--flower-port", "0"]
@@ -55,7 +57,7 @@ class Up:
     def stop(self) -> float:
         began = time.monotonic()
         self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(15) == 0, self.log()[-3000:]
+        assert self.process.wait(PATIENCE_S) == 0, self.log()[-3000:]
         return time.monotonic() - began
 
 
@@ -104,8 +106,9 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> Iterator[Up]:
-    """A stack to be mistreated."""
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Up]:
+    """A stack to be mistreated; no test waits until a lease of it lapses."""
+    monkeypatch.setenv("FOREBAY_QUEUE__LEASE_TTL_S", "60")
     up = ready(tmp_path, "--models", CHAT)
     yield up
     kill_all(up)
@@ -127,7 +130,7 @@ async def test_it_says_where_everything_is_and_that_is_true(running: Up) -> None
 
 async def test_flower_shows_workers_and_tasks(running: Up) -> None:
     flower = running.said["flower"]
-    async with aiohttp.ClientSession() as session, asyncio.timeout(30):
+    async with aiohttp.ClientSession() as session, asyncio.timeout(2 * PATIENCE_S):
         while True:
             await asyncio.to_thread(running.json, "submit", "hello", "--max-tokens", "2")
             async with session.get(f"{flower}/api/tasks") as response:
@@ -217,7 +220,7 @@ def test_queues_workers_and_models_are_shown(running: Up) -> None:
 
 def test_a_second_up_on_the_same_folder_is_refused(running: Up) -> None:
     again = start(running.data_dir.parent)
-    out, _ = again.process.communicate(timeout=30)
+    out, _ = again.process.communicate(timeout=PATIENCE_S)
     assert again.process.returncode == 2
     assert out == ""
     last = running.log().splitlines()[-1]
@@ -231,7 +234,7 @@ def test_a_busy_port_is_refused(running: Up, tmp_path: Path) -> None:
         [*FOREBAY, *UP, "--data-dir", str(tmp_path / "data"), "--api-port", port],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 2
@@ -254,7 +257,7 @@ async def test_a_killed_worker_comes_back_and_its_jobs_are_done(own: Up) -> None
         async with session.post(own.said["api"] + "/v1/jobs", json=body) as response:
             job_id = (await response.json())["id"]
         url = f"{own.said['api']}/v1/jobs/{job_id}"
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             while True:
                 async with session.get(url) as response:
                     if (await response.json())["status"] == "in_progress":
@@ -266,8 +269,8 @@ async def test_a_killed_worker_comes_back_and_its_jobs_are_done(own: Up) -> None
         async with session.get(f"{url}?wait=30") as response:
             job = await response.json()
         assert (job["status"], job["attempt"]) == ("completed", 2)
-        # Its lease (10 s) was given back at once, not waited for.
-        assert time.monotonic() - killed < 10
+        # Its lease (60 s) was given back at once, not waited for.
+        assert time.monotonic() - killed < PATIENCE_S
     (new,) = own.json("workers")
     assert new["pid"] != worker["pid"]
     assert new["owner"] != worker["owner"]
@@ -277,7 +280,7 @@ def test_sigterm_ends_everything(own: Up) -> None:
     family = own.family()
     assert len(family) == 5
     assert own.stop() < 15
-    _, alive = psutil.wait_procs(family, timeout=1)
+    _, alive = psutil.wait_procs(family, timeout=PATIENCE_S)
     assert not alive, [process.name() for process in alive]
     assert not (own.data_dir / "run.json").exists()
     assert own.command("jobs", "list").returncode == 2
@@ -292,8 +295,8 @@ def test_the_second_signal_ends_it_at_once_but_not_its_echo(own: Up) -> None:
     with pytest.raises(subprocess.TimeoutExpired):
         own.process.wait(1)
     own.process.send_signal(signal.SIGINT)
-    assert own.process.wait(3) == 130
-    deadline = time.monotonic() + 5
+    assert own.process.wait(PATIENCE_S) == 130
+    deadline = time.monotonic() + PATIENCE_S
     while any(_lives(process) for process in family):
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -302,9 +305,9 @@ def test_the_second_signal_ends_it_at_once_but_not_its_echo(own: Up) -> None:
 def test_a_killed_up_leaves_no_orphan(own: Up, tmp_path: Path) -> None:
     family = own.family()
     own.process.kill()
-    own.process.wait(5)
+    own.process.wait(PATIENCE_S)
     # Zombies of a container without an init are gone as far as we are concerned.
-    deadline = time.monotonic() + 8
+    deadline = time.monotonic() + PATIENCE_S
     while left := [p for p in family if _lives(p)]:
         assert time.monotonic() < deadline, [process.name() for process in left]
         time.sleep(0.05)

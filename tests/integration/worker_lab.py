@@ -19,12 +19,11 @@ from broker.connections import connect
 from broker.jobs import Job, NewJob, Status
 from broker.redis_queue import RedisQueue
 from config.settings import Queue, Redis
+from tests.conftest import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name("leased_worker.py")
 QUEUE = "tiny"
-#: Longest any single step of a test may take (s).
-PATIENCE_S = 30.0
 
 
 def until(condition: Callable[[], object], what: str, patience_s: float = PATIENCE_S) -> float:

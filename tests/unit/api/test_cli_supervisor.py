@@ -15,6 +15,7 @@ import pytest
 from api.cli.backoff import Backoff
 from api.cli.merged_log import LineSplitter, MergedLog
 from api.cli.supervisor import Spec, StartFailedError, Supervisor, describe
+from tests.conftest import PATIENCE_S
 
 
 class Lines(MergedLog):
@@ -32,7 +33,7 @@ class Lines(MergedLog):
         return None
 
     async def until(self, found: Callable[[], bool]) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while not found():
                 self._changed.clear()
                 await self._changed.wait()
