@@ -107,9 +107,10 @@ bench-gateway: $(READY) ## Milliseconds added to a call at half load, against th
 	@$(BIN)/python -m loadtests.gateway
 
 .PHONY: chaos
-chaos: $(READY) ## Over 100 faults under load: kills, restarts, cuts, pauses; fails if a job is lost (9 minutes)
+chaos: $(READY) ## Over 100 faults under load: kills, restarts, cuts, failovers; fails if a job is lost (11 minutes)
 	@infra/test-services.sh
 	@$(BIN)/python -m loadtests.chaos $(CHAOS_ARGS)
+	@$(BIN)/python -m loadtests.chaos --sentinel $(CHAOS_SENTINEL_ARGS)
 
 FUZZ := .venv-fuzz
 

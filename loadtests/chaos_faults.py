@@ -42,17 +42,20 @@ class Plan:
     demotions: int
     pauses: int
     drains: int
+    #: A stack with a replica and a Sentinel; the faults of the single Valkey don't go with it.
+    failovers: int = 0
 
     @property
     def faults(self) -> int:
         struck = self.worker_kills + self.api_kills + self.redis_kills
-        return struck + self.cuts + self.demotions + self.pauses + self.drains
+        return struck + self.cuts + self.demotions + self.pauses + self.drains + self.failovers
 
     def order(self, chance: random.Random) -> list[str]:
         names = ["worker_kill"] * self.worker_kills + ["api_kill"] * self.api_kills
         names += ["redis_kill"] * self.redis_kills + ["cut"] * self.cuts
         names += ["demotion"] * self.demotions
         names += ["pause"] * self.pauses + ["drain"] * self.drains
+        names += ["failover"] * self.failovers
         chance.shuffle(names)
         return names
 
@@ -94,6 +97,8 @@ class Faults:
         self.recoveries = Recoveries()
         #: Exit statuses of drained workers.
         self.drain_statuses: Counter[int] = Counter()
+        #: From each death of a primary until its successor has a replica again.
+        self.failovers_s: list[float] = []
 
     async def run(self) -> None:
         names = self._plan.order(self._chance)
@@ -138,6 +143,11 @@ class Faults:
 
     async def _demotion(self) -> None:
         await self._stack.demote_redis(self._chance.uniform(0.2, 1.5))
+
+    async def _failover(self) -> None:
+        began = time.monotonic()
+        await self._stack.fail_over(self._chance.uniform(0, 1.5))
+        self.failovers_s.append(time.monotonic() - began)
 
     async def _pause(self) -> None:
         index = await self._victim()

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.apiserver import eventually
+from tests.conftest import PATIENCE_S
 
 
 class Process:
@@ -42,7 +43,7 @@ class Process:
 
     async def end(self) -> int:
         self.process.send_signal(signal.SIGTERM)
-        return await asyncio.to_thread(self.process.wait, 15)
+        return await asyncio.to_thread(self.process.wait, PATIENCE_S)
 
 
 @contextmanager

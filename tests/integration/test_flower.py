@@ -53,7 +53,7 @@ def start(valkey: str) -> Iterator[Start]:
     yield begin
     for process in started:
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE_S) == 0
 
 
 @pytest.fixture
