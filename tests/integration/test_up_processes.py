@@ -18,7 +18,9 @@ import aiohttp
 import openai
 import psutil
 import pytest
+from click.testing import CliRunner, Result
 
+from api.cli import main
 from tests.conftest import PATIENCE_S
 
 CHAT = "smollm2-135m"
@@ -34,7 +36,17 @@ class Up:
     process: subprocess.Popen[str]
     said: dict[str, Any] = field(default_factory=dict)
 
-    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def command(self, *arguments: str) -> Result:
+        """A command of the CLI against this stack, called in this process."""
+        with pytest.MonkeyPatch.context() as patch:
+            # A pipe has no width.
+            patch.setenv("COLUMNS", "80")
+            done = CliRunner().invoke(main, [*arguments, "--data-dir", str(self.data_dir)])
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return done
+
+    def process_of(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [*FOREBAY, *arguments, "--data-dir", str(self.data_dir)],
             capture_output=True,
@@ -45,7 +57,7 @@ class Up:
 
     def json(self, *arguments: str) -> Any:
         done = self.command(*arguments, "--json")
-        assert done.returncode == 0, done.stderr
+        assert done.exit_code == 0, done.stderr
         return json.loads(done.stdout)
 
     def family(self) -> list[psutil.Process]:
@@ -96,8 +108,10 @@ def kill_all(up: Up) -> None:
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
-    """A stack for the tests that leave it as it was."""
-    up = ready(tmp_path_factory.mktemp("up"))
+    """A stack for the tests that leave it as it was; none waits until a lease of it lapses."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FOREBAY_QUEUE__LEASE_TTL_S", "60")
+        up = ready(tmp_path_factory.mktemp("up"))
     yield up
     try:
         assert up.stop() < 15
@@ -106,9 +120,8 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
 
 
 @pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Up]:
-    """A stack to be mistreated; no test waits until a lease of it lapses."""
-    monkeypatch.setenv("FOREBAY_QUEUE__LEASE_TTL_S", "60")
+def own(tmp_path: Path) -> Iterator[Up]:
+    """A stack to be mistreated."""
     up = ready(tmp_path, "--models", CHAT)
     yield up
     kill_all(up)
@@ -175,7 +188,7 @@ def test_the_openai_package_works(running: Up) -> None:
 
 
 def test_submit_prints_an_answer(running: Up) -> None:
-    plain = running.command("submit", "hello", "--max-tokens", "6")
+    plain = running.process_of("submit", "hello", "--max-tokens", "6")
     assert plain.returncode == 0, plain.stderr
     assert plain.stdout.startswith("simulated")
     streamed = running.command("submit", "hello", "--max-tokens", "6", "--stream")
@@ -198,7 +211,7 @@ def test_jobs_can_be_listed_looked_at_and_cancelled(running: Up) -> None:
     # Cancelling what has ended changes nothing.
     assert running.json("jobs", "cancel", job["id"])["status"] == "completed"
     missing = running.command("jobs", "get", "job_00000000000000000000000000")
-    assert missing.returncode == 1
+    assert missing.exit_code == 1
     assert len(missing.stderr.splitlines()) == 1
     assert "Traceback" not in missing.stderr
 
@@ -242,9 +255,13 @@ def test_a_busy_port_is_refused(running: Up, tmp_path: Path) -> None:
     assert port in done.stderr
 
 
-# -- a stack that is mistreated -------------------------------------------------------------------
-async def test_a_killed_worker_comes_back_and_its_jobs_are_done(own: Up) -> None:
-    headers = {"Authorization": f"Bearer {own.said['admin_key']}"}
+def chat_worker(up: Up) -> dict[str, Any]:
+    (found,) = [each for each in up.json("workers") if each["queue"] == CHAT]
+    return dict(found)
+
+
+async def test_a_killed_worker_comes_back_and_its_jobs_are_done(running: Up) -> None:
+    headers = {"Authorization": f"Bearer {running.said['admin_key']}"}
     async with aiohttp.ClientSession(headers=headers) as session:
         body = {
             "endpoint": "/v1/chat/completions",
@@ -254,16 +271,16 @@ async def test_a_killed_worker_comes_back_and_its_jobs_are_done(own: Up) -> None
                 "max_tokens": 100,
             },
         }
-        async with session.post(own.said["api"] + "/v1/jobs", json=body) as response:
+        async with session.post(running.said["api"] + "/v1/jobs", json=body) as response:
             job_id = (await response.json())["id"]
-        url = f"{own.said['api']}/v1/jobs/{job_id}"
+        url = f"{running.said['api']}/v1/jobs/{job_id}"
         async with asyncio.timeout(PATIENCE_S):
             while True:
                 async with session.get(url) as response:
                     if (await response.json())["status"] == "in_progress":
                         break
                 await asyncio.sleep(0.02)
-        (worker,) = own.json("workers")
+        worker = chat_worker(running)
         os.kill(worker["pid"], signal.SIGKILL)
         killed = time.monotonic()
         async with session.get(f"{url}?wait=30") as response:
@@ -271,11 +288,12 @@ async def test_a_killed_worker_comes_back_and_its_jobs_are_done(own: Up) -> None
         assert (job["status"], job["attempt"]) == ("completed", 2)
         # Its lease (60 s) was given back at once, not waited for.
         assert time.monotonic() - killed < PATIENCE_S
-    (new,) = own.json("workers")
+    new = chat_worker(running)
     assert new["pid"] != worker["pid"]
     assert new["owner"] != worker["owner"]
 
 
+# -- a stack that is mistreated -------------------------------------------------------------------
 def test_sigterm_ends_everything(own: Up) -> None:
     family = own.family()
     assert len(family) == 5
@@ -283,7 +301,7 @@ def test_sigterm_ends_everything(own: Up) -> None:
     _, alive = psutil.wait_procs(family, timeout=PATIENCE_S)
     assert not alive, [process.name() for process in alive]
     assert not (own.data_dir / "run.json").exists()
-    assert own.command("jobs", "list").returncode == 2
+    assert own.command("jobs", "list").exit_code == 2
 
 
 def test_the_second_signal_ends_it_at_once_but_not_its_echo(own: Up) -> None:

@@ -41,8 +41,7 @@ def server(valkey_binary: str, tmp_path: Path) -> Iterator[Server]:
 
 
 def test_killed_worker_loses_no_job(lab: Lab) -> None:
-    victim = lab.start(concurrency=4)
-    lab.start(concurrency=4)
+    victim, _ = lab.start_many(2)
     ids = lab.put(50, sleep_s=0.2)
     until(lambda: str(victim.pid) in "".join(lab.starts()), "the victim works")
     victim.kill()
@@ -55,8 +54,7 @@ def test_killed_worker_loses_no_job(lab: Lab) -> None:
 
 def test_job_longer_than_its_lease_runs_once(valkey_lab: Lab) -> None:
     lab = valkey_lab
-    lab.start()
-    lab.start()
+    lab.start_many(2)
     ids = lab.put(4, sleep_s=2 * TTL_S)
     lab.await_end(ids)
     lab.assert_completed_once(ids)
@@ -119,7 +117,7 @@ def test_drain_hands_back_what_outlives_the_grace(lab: Lab) -> None:
 def test_workers_are_replaced_one_after_another_under_load(valkey_lab: Lab) -> None:
     """A rolling upgrade: nothing is lost, run twice, or held up by more than a drain."""
     lab = valkey_lab
-    workers = [lab.start(concurrency=2), lab.start(concurrency=2)]
+    workers = lab.start_many(2, concurrency=2)
     ids = lab.put(8, sleep_s=0.2)
     for old in workers:
         ids += lab.put(8, sleep_s=0.2)

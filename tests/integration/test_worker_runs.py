@@ -31,8 +31,7 @@ def valkey_lab(valkey: str, tmp_path: Path) -> Iterator[Lab]:
 
 def test_every_job_runs_once_on_two_workers(lab: Lab) -> None:
     ids = [job for number in range(4) for job in lab.put(60, tenant=f"t{number}", sleep_s=0.005)]
-    lab.start()
-    lab.start()
+    lab.start_many(2)
     lab.await_end(ids)
     ids += (late := lab.put(60, sleep_s=0.005))
     lab.await_end(late)
