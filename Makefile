@@ -34,10 +34,14 @@ demo: $(READY) ## The main job on a real model: four tenants, streamed and batch
 up: $(READY) ## Start the whole stack in the foreground (Ctrl-C ends it)
 	@$(BIN)/forebay up
 
+# Processes that share out the tests by files, each with its own servers: much of a run is waiting.
+TEST_PROCESSES ?= 2
+IN_PARALLEL := -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+
 .PHONY: test
 test: $(READY) lint types imports ## Lint, types, import directions and all tests
 	@infra/test-services.sh
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(IN_PARALLEL) $(PYTEST_ARGS)
 
 .PHONY: lint
 lint: $(READY) ## Ruff: lint and format
