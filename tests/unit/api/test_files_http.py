@@ -36,7 +36,7 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
         _env_file=None,
         data_dir=tmp_path,
         database={"url": f"sqlite:///{tmp_path / 'accounts.db'}"},
-        api={"read_timeout_s": 0.5},
+        api={"read_timeout_s": 1},
         files={"max_bytes": 1000},
         batches={"lease_s": 1, "poll_s": 0.05, "window": 4},
     )
