@@ -142,6 +142,8 @@ class Faults:
         await self._stack.cut(self._chance.uniform(0, 1.5))
 
     async def _demotion(self) -> None:
+        # A worker that starts meanwhile ends: a replica's address is a wrong one to it.
+        await self._no_starts()
         await self._stack.demote_redis(self._chance.uniform(0.2, 1.5))
 
     async def _failover(self) -> None:
@@ -174,6 +176,18 @@ class Faults:
             await asyncio.sleep(0.05)
         self.drain_statuses[process.returncode] += 1
         self._stack.replace_worker(index)
+
+    async def _no_starts(self) -> None:
+        """Until every worker that isn't stopped has started."""
+        deadline = time.monotonic() + _READY_S
+        while True:
+            ready = await asyncio.to_thread(self._stack.ready_pids)
+            pids = [child.process.pid for child in self._stack.workers]
+            if all(pid in ready or index in self._paused for index, pid in enumerate(pids)):
+                return
+            if time.monotonic() > deadline:
+                raise BenchError(f"not all workers ready within {_READY_S:g} s")
+            await asyncio.sleep(0.05)
 
     async def _victim(self) -> int:
         """A worker that is ready, while another one is."""
