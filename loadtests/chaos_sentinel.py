@@ -77,7 +77,7 @@ class SentinelStack(ChaosStack):
 
     # -- failing over ------------------------------------------------------------------------------
     async def fail_over(self, away_s: float) -> None:
-        # On a busy machine the Sentinel may take a silence for a death and exchange the two by itself.
+        # On a busy machine the Sentinel may take silence for death and exchange the two by itself.
         await until(self._is_whole, "there are a primary and a replica")
         old, new = sorted(self._ports, key=self._is_primary, reverse=True)
         self._nodes[old].kill()
