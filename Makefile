@@ -34,10 +34,14 @@ demo: $(READY) ## The main job on a real model: four tenants, streamed and batch
 up: $(READY) ## Start the whole stack in the foreground (Ctrl-C ends it)
 	@$(BIN)/forebay up
 
+# Processes that share out the tests by files, each with its own servers: much of a run is waiting.
+TEST_PROCESSES ?= 2
+IN_PARALLEL := -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+
 .PHONY: test
 test: $(READY) lint types imports ## Lint, types, import directions and all tests
 	@infra/test-services.sh
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(IN_PARALLEL) $(PYTEST_ARGS)
 
 .PHONY: lint
 lint: $(READY) ## Ruff: lint and format
@@ -119,9 +123,10 @@ bench-gateway: $(READY) ## Milliseconds added to a call at half load, against th
 	@$(BIN)/python -m loadtests.gateway
 
 .PHONY: chaos
-chaos: $(READY) ## Over 100 faults under load: kills, restarts, cuts, pauses; fails if a job is lost (9 minutes)
+chaos: $(READY) ## Over 100 faults under load: kills, restarts, cuts, failovers; fails if a job is lost (11 minutes)
 	@infra/test-services.sh
 	@$(BIN)/python -m loadtests.chaos $(CHAOS_ARGS)
+	@$(BIN)/python -m loadtests.chaos --sentinel $(CHAOS_SENTINEL_ARGS)
 
 FUZZ := .venv-fuzz
 

@@ -4,7 +4,8 @@ A real stack (API processes, workers with the simulated engine, Valkey with an a
 written at every change, a proxy in between) serves several tenants whose client keeps a ledger of
 its own. Meanwhile workers, API processes and Valkey are killed with SIGKILL, connections are cut,
 workers are stopped past their leases and drained. At the end every accepted job must have ended
-exactly once, with its events in order. `--short` is the version of the test suite.
+exactly once, with its events in order. `--short` is the version of the test suite. With
+`--sentinel` Valkey has a replica that takes over when the primary is killed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import dataclass, replace
 from loadtests.chaos_checks import Verdict, judge
 from loadtests.chaos_client import Client
 from loadtests.chaos_faults import Faults, Plan
+from loadtests.chaos_sentinel import SentinelStack
 from loadtests.chaos_stack import APIS, LEASE_TTL_S, MAX_ATTEMPTS, WORKERS, ChaosStack
 from loadtests.harness import Bar, BenchError, conditions, percentile, report, say, table
 from loadtests.lab import Lab, run
@@ -47,6 +49,19 @@ SHORT = Plan(
     pauses=1,
     drains=1,
 )
+SENTINEL = Plan(
+    seed=0,
+    seconds=100,
+    rate=8,
+    worker_kills=15,
+    api_kills=3,
+    redis_kills=0,
+    cuts=0,
+    demotions=0,
+    pauses=2,
+    drains=2,
+    failovers=12,
+)
 TENANTS = ("amber", "birch", "cedar", "delta")
 #: After the last fault all jobs must be through within this time.
 SETTLE_S = 60.0
@@ -68,7 +83,7 @@ class Outcome:
 
 async def torment(lab: Lab, plan: Plan) -> Outcome:
     """One run; raises `BenchError` when the stack can't be brought back."""
-    stack = ChaosStack(lab)
+    stack = SentinelStack(lab) if plan.failovers else ChaosStack(lab)
     try:
         accounts = await stack.start(list(TENANTS))
         say(f"{APIS} API processes and {WORKERS} workers are up")
@@ -124,15 +139,22 @@ def _show(outcome: Outcome, where: str, plan: Plan) -> int:
     recoveries = faults.recoveries
     alone_s, all_s = recoveries.alone_s, recoveries.alone_s + recoveries.disturbed_s
     done = faults.done
-    rows: list[tuple[str, object]] = [
-        ("seed", plan.seed),
+    struck: list[tuple[str, object]] = [
         ("kill -9 of workers", done["worker_kill"]),
         ("kill -9 of API processes amid submits", done["api_kill"]),
         ("kill -9 and restart of Valkey", done["redis_kill"]),
         (f"all connections cut ({outcome.proxy})", done["cut"]),
         ("Valkey made a replica for a while: READONLY", done["demotion"]),
+        ("kill -9 of the primary, its replica takes over", done["failover"]),
         ("worker stopped past its leases, then woken", done["pause"]),
-        ("worker drained (exit statuses)", f"{done['drain']} {dict(faults.drain_statuses)}"),
+        ("worker drained", done["drain"]),
+    ]  # fmt: skip
+    rows: list[tuple[str, object]] = [
+        ("seed", plan.seed),
+        # What the plan has none of isn't told of.
+        *(row for row in struck if row[1]),
+        ("exit statuses of drained workers", dict(faults.drain_statuses)),
+        ("until there is a replica again p50 / max", _times(faults.failovers_s)),
         ("jobs accepted / submits cut / replays / refused",
          f"{len(ledger.accepted)} / {ledger.cut} / {ledger.replayed} / {ledger.refused}"),
         ("ends", ", ".join(f"{n} {name}" for name, n in sorted(verdict.ends.items()))),
@@ -153,6 +175,7 @@ def _show(outcome: Outcome, where: str, plan: Plan) -> int:
     print(
         f"lease TTL {LEASE_TTL_S:g} s, {WORKERS} workers, {APIS} API processes, "
         f"{len(TENANTS)} tenants, {plan.rate:g} jobs/s, appendfsync always, simulated engine\n"
+        + ("a primary, a replica and a Sentinel, AWAIT_REPLICAS=1\n" if plan.failovers else "")
     )
     print(table(("", "found"), rows))
     for note in verdict.notes:
@@ -160,12 +183,15 @@ def _show(outcome: Outcome, where: str, plan: Plan) -> int:
     print()
     for error in ledger.broken[:5]:
         print(f"broken: {error}")
-    zeros = ("lost", "doubled", "disordered", "stuck", "failed", "refused", "broken")
+    zeros = ["lost", "stuck", "failed", "refused", "broken"]
+    # A failover may undo what its replica had not heard of, ends and events among it.
+    zeros += ["doubled", "disordered"] if not plan.failovers else []
     bars = [Bar(figure="faults", relation="at least", limit=plan.faults)]
     bars += [Bar(figure=name, relation="at most", limit=0) for name in zeros]
     figures = {
         "faults": done.total(),
         "worker_kills": done["worker_kill"],
+        "failovers": done["failover"],
         "jobs": len(ledger.accepted),
         "lost": verdict.lost,
         "doubled": verdict.doubled,
@@ -179,7 +205,7 @@ def _show(outcome: Outcome, where: str, plan: Plan) -> int:
         "recovery_alone_max_s": max(alone_s, default=0.0),
         "recovery_max_s": max(all_s, default=0.0),
     }
-    return report("chaos", figures, bars)
+    return report("chaos_failover" if plan.failovers else "chaos", figures, bars)
 
 
 def _times(values: list[float]) -> str:
@@ -188,12 +214,16 @@ def _times(values: list[float]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m loadtests.chaos", description=__doc__)
-    parser.add_argument("--short", action="store_true", help="few faults, for the test suite")
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--short", action="store_true", help="few faults, for the test suite")
+    kinds.add_argument(
+        "--sentinel", action="store_true", help="kills of a primary whose replica takes over"
+    )
     parser.add_argument("--seed", type=int, help="order and moments of the faults; default: random")
     parser.add_argument("--seconds", type=float, help="time the faults are spread over, about")
     parser.add_argument("--kills", type=int, help="kill -9 of workers")
     arguments = parser.parse_args()
-    plan = SHORT if arguments.short else FULL
+    plan = SHORT if arguments.short else SENTINEL if arguments.sentinel else FULL
     seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(10**6)
     plan = replace(
         plan,

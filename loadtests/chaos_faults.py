@@ -42,17 +42,20 @@ class Plan:
     demotions: int
     pauses: int
     drains: int
+    #: A stack with a replica and a Sentinel; the faults of the single Valkey don't go with it.
+    failovers: int = 0
 
     @property
     def faults(self) -> int:
         struck = self.worker_kills + self.api_kills + self.redis_kills
-        return struck + self.cuts + self.demotions + self.pauses + self.drains
+        return struck + self.cuts + self.demotions + self.pauses + self.drains + self.failovers
 
     def order(self, chance: random.Random) -> list[str]:
         names = ["worker_kill"] * self.worker_kills + ["api_kill"] * self.api_kills
         names += ["redis_kill"] * self.redis_kills + ["cut"] * self.cuts
         names += ["demotion"] * self.demotions
         names += ["pause"] * self.pauses + ["drain"] * self.drains
+        names += ["failover"] * self.failovers
         chance.shuffle(names)
         return names
 
@@ -94,6 +97,8 @@ class Faults:
         self.recoveries = Recoveries()
         #: Exit statuses of drained workers.
         self.drain_statuses: Counter[int] = Counter()
+        #: From each death of a primary until its successor has a replica again.
+        self.failovers_s: list[float] = []
 
     async def run(self) -> None:
         names = self._plan.order(self._chance)
@@ -137,7 +142,14 @@ class Faults:
         await self._stack.cut(self._chance.uniform(0, 1.5))
 
     async def _demotion(self) -> None:
+        # A worker that starts meanwhile ends: a replica's address is a wrong one to it.
+        await self._no_starts()
         await self._stack.demote_redis(self._chance.uniform(0.2, 1.5))
+
+    async def _failover(self) -> None:
+        began = time.monotonic()
+        await self._stack.fail_over(self._chance.uniform(0, 1.5))
+        self.failovers_s.append(time.monotonic() - began)
 
     async def _pause(self) -> None:
         index = await self._victim()
@@ -164,6 +176,18 @@ class Faults:
             await asyncio.sleep(0.05)
         self.drain_statuses[process.returncode] += 1
         self._stack.replace_worker(index)
+
+    async def _no_starts(self) -> None:
+        """Until every worker that isn't stopped has started."""
+        deadline = time.monotonic() + _READY_S
+        while True:
+            ready = await asyncio.to_thread(self._stack.ready_pids)
+            pids = [child.process.pid for child in self._stack.workers]
+            if all(pid in ready or index in self._paused for index, pid in enumerate(pids)):
+                return
+            if time.monotonic() > deadline:
+                raise BenchError(f"not all workers ready within {_READY_S:g} s")
+            await asyncio.sleep(0.05)
 
     async def _victim(self) -> int:
         """A worker that is ready, while another one is."""

@@ -46,17 +46,16 @@ class ChaosStack:
 
     def __init__(self, lab: Lab) -> None:
         self._lab = lab
-        self._redis_port, self._proxy_port = free_port(), free_port()
         self.api_ports = [free_port() for _ in range(APIS)]
         self._generation = 0
-        direct = f"redis://127.0.0.1:{self._redis_port}/0"
-        cut = f"redis://127.0.0.1:{self._proxy_port}/0"
+        direct, cut = self._addresses()
         shared = {
             "FOREBAY_QUEUE__LEASE_TTL_S": str(LEASE_TTL_S),
             "FOREBAY_QUEUE__RENEW_EVERY_S": str(RENEW_EVERY_S),
             "FOREBAY_QUEUE__MAX_ATTEMPTS": str(MAX_ATTEMPTS),
             "FOREBAY_WORKER__GRACE_S": str(GRACE_S),
             "FOREBAY_LOG__LEVEL": "warning",
+            **self._extra_env(),
         }
         self._worker_env = worker_env(cut, capacity=CAPACITY, step_ms=STEP_MS) | shared
         self._api_env = api_env(cut, lab.folder) | shared
@@ -71,23 +70,35 @@ class ChaosStack:
         self.client: redis.Redis = connect(settings.redis)
         self.queue = RedisQueue(self.client, settings.queue)
         self.proxy_name = "haproxy" if _haproxy() else "own proxy"
-        self.valkey = self._start_valkey()
-        self.proxy = self._start_proxy()
         self.apis: list[Child] = []
         self.workers: list[Child] = []
+
+    def _addresses(self) -> tuple[str, str]:
+        """URLs of Valkey for the judge, and for API and workers."""
+        self._redis_port, self._proxy_port = free_port(), free_port()
+        direct, cut = (f"redis://127.0.0.1:{x}/0" for x in (self._redis_port, self._proxy_port))
+        return direct, cut
+
+    def _extra_env(self) -> dict[str, str]:
+        return {}
 
     # -- starting ----------------------------------------------------------------------------------
     async def start(self, tenants: list[str]) -> dict[str, tuple[str, str]]:
         """Start everything; tenant name → (tenant id, secret of its key)."""
-        await self.redis_answers()
-        await _until(lambda: listening(self._proxy_port), "the proxy listens")
+        await self._start_servers()
         accounts = self._accounts(tenants)
         self.apis = [self._start_api(index) for index in range(APIS)]
         self.workers = [self._start_worker(index) for index in range(WORKERS)]
         for port in self.api_ports:
-            await _until(partial(listening, port), "the API listens")
-        await _until(lambda: len(self.ready_pids()) == WORKERS, "the workers are ready")
+            await until(partial(listening, port), "the API listens")
+        await until(lambda: len(self.ready_pids()) == WORKERS, "the workers are ready")
         return accounts
+
+    async def _start_servers(self) -> None:
+        self.valkey = self._start_valkey()
+        self.proxy = self._start_proxy()
+        await self.redis_answers()
+        await until(lambda: listening(self._proxy_port), "the proxy listens")
 
     def _accounts(self, tenants: list[str]) -> dict[str, tuple[str, str]]:
         engine = make_engine(self._settings.database)
@@ -154,7 +165,7 @@ class ChaosStack:
                 return bool(self.client.ping())
             return False
 
-        await _until(answers, "Valkey answers")
+        await until(answers, "Valkey answers")
 
     # -- striking ----------------------------------------------------------------------------------
     def replace_worker(self, index: int) -> None:
@@ -168,7 +179,7 @@ class ChaosStack:
         self.apis[index] = self._start_api(index)
 
     async def api_listens(self, index: int) -> None:
-        await _until(lambda: listening(self.api_ports[index]), "the API listens again")
+        await until(lambda: listening(self.api_ports[index]), "the API listens again")
 
     async def restart_redis(self, away_s: float) -> None:
         self.valkey.kill()
@@ -181,7 +192,11 @@ class ChaosStack:
         self.proxy.kill()
         await asyncio.sleep(away_s)
         self.proxy = self._start_proxy()
-        await _until(lambda: listening(self._proxy_port), "the proxy listens again")
+        await until(lambda: listening(self._proxy_port), "the proxy listens again")
+
+    async def fail_over(self, away_s: float) -> None:
+        """The primary dies and its replica takes over."""
+        raise BenchError("there is no replica")
 
     async def demote_redis(self, length_s: float) -> None:
         """For a while Valkey is a replica of nobody who answers: it refuses all writes."""
@@ -197,7 +212,8 @@ def _haproxy() -> str | None:
     return shutil.which("haproxy", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
 
 
-async def _until(condition: Callable[[], bool], what: str) -> None:
+async def until(condition: Callable[[], bool], what: str) -> None:
+    """Wait for another process to get somewhere; raises `BenchError` after a minute."""
     deadline = time.monotonic() + _START_S
     while not await asyncio.to_thread(condition):
         if time.monotonic() > deadline:

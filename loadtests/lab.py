@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -34,10 +35,21 @@ LOAD_CORE = 1
 STOP_GRACE_S = 15.0
 
 
+#: Below the ports that the kernel gives to outgoing connections, of which tests and benchmarks make
+#: thousands: one of those could take a port between its choice and the server's start.
+_PORTS = range(12_000, 32_000)
+_chosen: set[int] = set()
+
+
 def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """A port of the loopback that nobody listens on, and that this was never asked for before."""
+    while True:
+        port = random.SystemRandom().choice(_PORTS)
+        with socket.socket() as sock, suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            if port not in _chosen:
+                _chosen.add(port)
+                return port
 
 
 def pin_load() -> None:
@@ -131,7 +143,7 @@ class Child:
 
     def kill(self) -> None:
         """SIGKILL for the group, at once; `stop` then has nothing left to do."""
-        with contextlib.suppress(ProcessLookupError):
+        with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self._killed = True
@@ -141,16 +153,16 @@ class Child:
         if self._killed:
             return
         for number in (signal.SIGCONT, signal.SIGTERM):
-            with contextlib.suppress(ProcessLookupError):
+            with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        with suppress(subprocess.TimeoutExpired):
             self.process.wait(STOP_GRACE_S)
-        with contextlib.suppress(ProcessLookupError):
+        with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
-                with contextlib.suppress(BrokenPipeError):
+                with suppress(BrokenPipeError):
                     pipe.close()
 
 
@@ -158,7 +170,7 @@ class Lab:
     """The servers of one benchmark; leaving it ends them all, the latest first."""
 
     def __init__(self) -> None:
-        self._stack = contextlib.ExitStack()
+        self._stack = ExitStack()
 
     def __enter__(self) -> Lab:
         signal.signal(signal.SIGTERM, _interrupt)

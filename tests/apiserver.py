@@ -33,6 +33,7 @@ from broker.results import EventHub
 from broker.stats import WorkerStatus
 from config import catalogue
 from config.settings import Settings
+from tests.conftest import PATIENCE_S
 
 CHAT = "smollm2-135m"
 EMBED = "all-minilm-l6-v2"
@@ -317,7 +318,7 @@ async def running(
     client.close()
 
 
-async def eventually(check: Callable[[], Any], *, within_s: float = 5.0) -> Any:
+async def eventually(check: Callable[[], Any], *, within_s: float = PATIENCE_S) -> Any:
     """The first true value of `check`, for things that happen in another task."""
     async with asyncio.timeout(within_s):
         while not (value := check()):

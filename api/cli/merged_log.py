@@ -29,6 +29,8 @@ class MergedLog:
         self._lines: queue.Queue[bytes | None] = queue.Queue(_WAITING_LINES)
         self._dropped = 0
         self._names: dict[str, int] = {}
+        #: Both sides add names: the writer's is that of the lines dropped.
+        self._naming = threading.Lock()
         self._thread = threading.Thread(target=self._write, name="merged-log", daemon=True)
         self._thread.start()
 
@@ -54,8 +56,9 @@ class MergedLog:
 
     def _prefix(self, name: str) -> bytes:
         # The widest name so far sets the column.
-        number = self._names.setdefault(name, len(self._names))
-        width = max(len(known) for known in self._names)
+        with self._naming:
+            number = self._names.setdefault(name, len(self._names))
+            width = max(len(known) for known in self._names)
         label = f"{name:<{width}} | "
         if self._colour:
             label = f"\x1b[{_COLOURS[number % len(_COLOURS)]}m{label}\x1b[0m"

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
 import socket
+from contextlib import suppress
+
+#: Below the ports that the kernel gives to outgoing connections: between a port's choice and the
+#: start of its server, seconds later, one of those could take it.
+_PORTS = range(12_000, 32_000)
+_TRIES = 20
 
 
 class PortBusyError(Exception):
@@ -14,6 +21,16 @@ class PortBusyError(Exception):
 
 def claim_port(host: str, wanted: int) -> int:
     """`wanted` if it can be bound, or a free port for 0. Raises `PortBusyError`."""
+    bound = _bind(host, wanted)
+    if wanted:
+        return bound
+    for _ in range(_TRIES):
+        with suppress(PortBusyError):
+            return _bind(host, secrets.choice(_PORTS))
+    return bound
+
+
+def _bind(host: str, wanted: int) -> int:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, wanted, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

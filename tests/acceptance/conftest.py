@@ -24,6 +24,7 @@ from broker.redis_queue import RedisQueue
 from broker.results import EventHub, MemoryHub
 from config.settings import load
 from tests.apiserver import Api, serving
+from tests.conftest import PATIENCE_S
 
 FOREBAY = str(Path(sys.executable).parent / "forebay")
 PORTS = ("--api-port", "0", "--flower-port", "0")
@@ -58,7 +59,7 @@ class Stack:
 
 @contextmanager
 def running(data_dir: Path, *args: str, **environment: str) -> Iterator[Stack]:
-    """Start a stack on free ports; end it with SIGTERM, which must take less than 15 s."""
+    """Start a stack on free ports; end it with SIGTERM, which it must do by itself."""
     env = {
         name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"
     } | environment
@@ -74,7 +75,7 @@ def running(data_dir: Path, *args: str, **environment: str) -> Iterator[Stack]:
         try:
             line = process.stdout.readline()
             if not line:
-                process.wait(20)
+                process.wait(PATIENCE_S)
                 log.seek(0)
                 pytest.fail(f"forebay up ended with {process.returncode}:\n{log.read()[-4000:]}")
             ready = json.loads(line)
@@ -83,11 +84,11 @@ def running(data_dir: Path, *args: str, **environment: str) -> Iterator[Stack]:
         finally:
             process.send_signal(signal.SIGTERM)
             try:
-                process.wait(15)
+                process.wait(PATIENCE_S)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait(10)
-                pytest.fail("forebay up took more than 15 s to end")
+                pytest.fail("forebay up did not end")
             finally:
                 process.stdout.close()
 
@@ -140,6 +141,6 @@ async def api(request: pytest.FixtureRequest) -> AsyncIterator[Api]:
 @pytest.fixture
 async def client(api: Api) -> AsyncIterator[openai.AsyncOpenAI]:
     async with openai.AsyncOpenAI(
-        base_url=api.url + "v1", api_key="a", max_retries=0, timeout=20
+        base_url=api.url + "v1", api_key="a", max_retries=0, timeout=PATIENCE_S
     ) as client:
         yield client

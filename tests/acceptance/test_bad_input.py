@@ -10,6 +10,8 @@ import aiohttp
 import httpx2
 import pytest
 
+from tests.conftest import PATIENCE_S
+
 CHAT = "smollm2-135m"
 GOOD: dict[str, Any] = {"model": CHAT, "messages": [{"role": "user", "content": "hi"}]}
 
@@ -20,7 +22,7 @@ async def _post(
     sent = {"Authorization": f"Bearer {stack.admin_key}", "Content-Type": "application/json"}
     # httpx2 aborts a connection whose body was refused half-way; aiohttp's client leaves the rest
     # of the 11 MB in a transport that outlives the test's loop.
-    async with httpx2.AsyncClient(trust_env=False, timeout=30) as client:
+    async with httpx2.AsyncClient(trust_env=False, timeout=PATIENCE_S) as client:
         response = await client.post(stack.api + path, content=data, headers=sent | headers)
     body = response.json()
     assert response.headers["x-request-id"] == body["error"]["request_id"]
@@ -130,7 +132,7 @@ async def test_a_client_that_leaves_cancels_its_stream(stack: Any) -> None:
         await response.content.readline()
         response.close()
         url = f"{stack.api}/v1/jobs?limit=1"
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             while True:
                 async with session.get(url) as listing:
                     (job,) = (await listing.json())["data"]

@@ -21,6 +21,7 @@ from broker.redis_queue import RedisQueue
 from broker.results import EventHub, MemoryHub
 from config.settings import Settings, load
 from tests.apiserver import CHAT, EMBED, Api, make_database, serving
+from tests.conftest import PATIENCE_S
 
 _ENDED = {"completed", "failed", "expired", "cancelled"}
 
@@ -70,7 +71,9 @@ async def client(api: Api) -> AsyncIterator[openai.AsyncOpenAI]:
 
 
 def _client(api: Api, key: str) -> openai.AsyncOpenAI:
-    return openai.AsyncOpenAI(base_url=api.url + "v1", api_key=key, max_retries=0, timeout=20)
+    return openai.AsyncOpenAI(
+        base_url=api.url + "v1", api_key=key, max_retries=0, timeout=PATIENCE_S
+    )
 
 
 def _line(number: int, text: str = "hi", **changes: Any) -> dict[str, Any]:
@@ -95,7 +98,7 @@ async def _batch(client: openai.AsyncOpenAI, lines: list[Any], **changes: Any) -
 
 
 async def _ended(client: openai.AsyncOpenAI, batch_id: str) -> Any:
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(PATIENCE_S):
         while (batch := await client.batches.retrieve(batch_id)).status not in _ENDED:
             await asyncio.sleep(0.02)
     return batch
@@ -340,7 +343,7 @@ async def test_what_cannot_be_a_batch_is_refused_at_once(client: openai.AsyncOpe
 async def test_a_cancel_keeps_what_is_done(api: Api, client: openai.AsyncOpenAI) -> None:
     lines = [_line(number, "hold" if 5 <= number < 30 else "hi") for number in range(60)]
     batch = await _batch(client, lines)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         # The window is full of lines that are held.
         while len(api.worker.held) < 16:
             await asyncio.sleep(0.01)
@@ -348,7 +351,7 @@ async def test_a_cancel_keeps_what_is_done(api: Api, client: openai.AsyncOpenAI)
         await client.files.delete(batch.input_file_id)
     assert used.value.code == "file_in_use"
     assert (await client.batches.cancel(batch.id)).status == "cancelling"
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while (done := await client.batches.retrieve(batch.id)).status == "cancelling":
             api.worker.ring()
             await asyncio.sleep(0.02)
@@ -376,7 +379,7 @@ async def test_unfinished_batches_are_bounded(api: Api, client: openai.AsyncOpen
     with pytest.raises(openai.RateLimitError) as refused:
         await _batch(client, [_line(1)])
     assert refused.value.code == "too_many_batches"
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while len(api.worker.held) < 3:
             await asyncio.sleep(0.01)
     api.worker.release()
@@ -387,7 +390,7 @@ async def test_unfinished_batches_are_bounded(api: Api, client: openai.AsyncOpen
 async def test_a_batch_through_the_whole_stack(stack: Any) -> None:
     secret = stack.json("keys", "create", "default")["key"]
     async with openai.AsyncOpenAI(
-        base_url=stack.api + "/v1", api_key=secret, max_retries=0, timeout=20
+        base_url=stack.api + "/v1", api_key=secret, max_retries=0, timeout=PATIENCE_S
     ) as client:
         batch = await _batch(client, [_line(n, max_tokens=4) for n in range(20)])
         done = await _ended(client, batch.id)

@@ -11,6 +11,7 @@ import pytest
 from api import keys
 from broker.jobs import Delta, Status
 from tests.apiserver import CHAT, Api, eventually, serving
+from tests.conftest import PATIENCE_S
 
 TEXT = "one two three"
 
@@ -361,7 +362,7 @@ async def test_a_refused_response_leaves_its_conversation_open(client: openai.As
 async def test_the_synchronous_client(api: Api) -> None:
     def use() -> None:
         with openai.OpenAI(
-            base_url=api.url + "v1", api_key="a", max_retries=0, timeout=20
+            base_url=api.url + "v1", api_key="a", max_retries=0, timeout=PATIENCE_S
         ) as client:
             made = client.conversations.create()
             response = client.responses.create(model=CHAT, input="hi", conversation=made.id)

@@ -10,6 +10,7 @@ import pytest
 
 from broker.jobs import Status
 from tests.apiserver import CHAT, EMBED, Api, eventually
+from tests.conftest import PATIENCE_S
 
 HI: list[Any] = [{"role": "user", "content": "hi"}]
 
@@ -128,7 +129,7 @@ async def test_a_timeout_of_the_client_cancels_its_job(
 async def test_the_synchronous_client(api: Api) -> None:
     def use() -> None:
         with openai.OpenAI(
-            base_url=api.url + "v1", api_key="a", max_retries=0, timeout=20
+            base_url=api.url + "v1", api_key="a", max_retries=0, timeout=PATIENCE_S
         ) as client:
             completion = client.chat.completions.create(model=CHAT, messages=HI)
             assert completion.choices[0].message.content == "one two three"

@@ -22,7 +22,7 @@ from broker.webhooks import signing
 from config.settings import Settings, load
 from tests.apiserver import make_database, running
 from tests.browser.driving import Console
-from tests.conftest import missing
+from tests.conftest import PATIENCE_S, missing
 from tests.webhooklab import Lab, lab, receiving
 
 ARGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
@@ -48,7 +48,7 @@ def settings(valkey: str, tmp_path: Path) -> Settings:
         redis={"url": valkey},
         database={"url": f"sqlite:///{tmp_path / 'accounts.db'}"},
         auth={"pepper": "pepper-of-the-tests"},
-        webhooks={"allow_loopback": True, "timeout_s": 2},
+        webhooks={"allow_loopback": True, "timeout_s": PATIENCE_S},
     )
 
 
@@ -61,7 +61,7 @@ async def console(browser: Any, settings: Settings) -> AsyncIterator[Console]:
         connect_async(settings.redis) as client,
         open_webhooks(settings, client=client) as service,
         running(settings, webhooks=service) as api,
-        lab(url, timeout_s=2) as here,
+        lab(url) as here,
     ):
         context = await browser.new_context(
             viewport={"width": 1280, "height": 800}, reduced_motion="reduce"

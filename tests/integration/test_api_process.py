@@ -9,17 +9,19 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
 
+from api.__main__ import main
 from api.accounts.database import make_engine
 from api.accounts.schema import upgrade
 from api.accounts.service import AccountsService
 from config.settings import load
 from tests.apiserver import chat, job
-from tests.conftest import free_port
-from tests.integration.api_process import running
+from tests.conftest import PATIENCE_S, free_port
+from tests.integration.api_process import Process, running
 
 CANARY = "canary-5b1d"
 
@@ -58,6 +60,12 @@ def key(env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
 
 def _bearer(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
+
+
+async def _listed(session: aiohttp.ClientSession, process: Process) -> list[dict[str, Any]]:
+    async with session.get(f"{process.url}/v1/jobs") as response:
+        jobs: list[dict[str, Any]] = (await response.json())["data"]
+        return jobs
 
 
 async def test_a_process_serves_logs_without_content_and_ends(
@@ -106,19 +114,17 @@ async def test_a_sync_call_at_shutdown_gets_its_grace_then_loses_its_job(
                 background = (await response.json())["id"]
             url = f"{process.url}/v1/jobs/{background}"
             poll = asyncio.create_task(session.get(f"{url}?wait=30"))
-            async with session.get(f"{process.url}/v1/jobs") as response:
-                assert len((await response.json())["data"]) == 2
+            async with asyncio.timeout(PATIENCE_S):
+                while len(await _listed(session, process)) < 2:
+                    await asyncio.sleep(0.02)
             assert await process.end() == 0
             assert (await (await poll).json())["status"] == "queued"
             with pytest.raises(aiohttp.ClientError):
                 await call
     with running(env, tmp_path, "again") as process:
         await process.started()
-        async with (
-            aiohttp.ClientSession(headers=_bearer(key)) as session,
-            session.get(f"{process.url}/v1/jobs") as response,
-        ):
-            jobs = (await response.json())["data"]
+        async with aiohttp.ClientSession(headers=_bearer(key)) as session:
+            jobs = await _listed(session, process)
         assert {entry["id"]: entry["status"] for entry in jobs}.pop(background) == "queued"
         assert sorted(entry["status"] for entry in jobs) == ["cancelled", "queued"]
         assert await process.end() == 0
@@ -164,7 +170,7 @@ async def test_several_processes_share_a_port_and_their_metrics(
 
 def _refusal(env: dict[str, str]) -> tuple[int, list[str]]:
     done = subprocess.run(
-        [sys.executable, "-m", "api"], env=env, capture_output=True, text=True, timeout=30
+        [sys.executable, "-m", "api"], env=env, capture_output=True, text=True, timeout=60
     )
     assert done.stdout == ""
     return done.returncode, done.stderr.splitlines()
@@ -179,6 +185,11 @@ def test_an_occupied_port_is_one_line(env: dict[str, str]) -> None:
     ]
 
 
+def test_an_unusable_setting_is_one_line(env: dict[str, str]) -> None:
+    code, lines = _refusal(env | {"FOREBAY_API__PORT": "http"})
+    assert (code, len(lines)) == (2, 1)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
@@ -189,9 +200,16 @@ def test_an_occupied_port_is_one_line(env: dict[str, str]) -> None:
 )
 @pytest.mark.parametrize("mode", ["development", "production"])
 def test_bad_settings_are_one_line(
-    env: dict[str, str], mode: str, name: str, value: str, said: str
+    env: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    mode: str,
+    name: str,
+    value: str,
+    said: str,
 ) -> None:
-    code, lines = _refusal(env | {name: value, "FOREBAY_ENV": mode})
-    assert code == 2
-    assert len(lines) == 1
-    assert said in lines[0]
+    for setting, given in (env | {name: value, "FOREBAY_ENV": mode}).items():
+        monkeypatch.setenv(setting, given)
+    assert main() == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line

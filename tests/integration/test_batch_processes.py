@@ -23,7 +23,7 @@ from broker.jobs import Outcome, Status, Usage
 from broker.redis_queue import RedisQueue
 from config.settings import Settings, load
 from tests.apiserver import CHAT
-from tests.conftest import free_port
+from tests.conftest import PATIENCE_S, free_port
 from tests.integration.api_process import Process, running
 
 LINES = 300
@@ -100,7 +100,9 @@ async def worker(key: str) -> AsyncIterator[Worker]:
 
 
 def _client(process: Process, key: str) -> openai.AsyncOpenAI:
-    return openai.AsyncOpenAI(base_url=process.url + "/v1", api_key=key, max_retries=0, timeout=20)
+    return openai.AsyncOpenAI(
+        base_url=process.url + "/v1", api_key=key, max_retries=0, timeout=PATIENCE_S
+    )
 
 
 async def _begin(client: openai.AsyncOpenAI) -> Any:
@@ -117,7 +119,7 @@ async def _begin(client: openai.AsyncOpenAI) -> Any:
 
 
 async def _completed(client: openai.AsyncOpenAI, batch_id: str, at_least: int) -> Any:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             batch = await client.batches.retrieve(batch_id)
             if batch.request_counts.completed >= at_least and (

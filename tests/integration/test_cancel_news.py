@@ -17,7 +17,8 @@ from broker.leases import Lease, LeaseRegistry
 from broker.redis_queue import RedisQueue
 from broker.stats import WorkerStatus
 from config.settings import Queue, Redis
-from tests.integration.worker_lab import PATIENCE_S, until
+from tests.conftest import PATIENCE_S
+from tests.integration.worker_lab import until
 
 OWNER, MODEL = "host:1:a", "tiny"
 

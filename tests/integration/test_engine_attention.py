@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
 from config.catalogue import ModelSpec
+from tests.conftest import PATIENCE_S
 from tests.integration.real_models import real_model
 from workers.admission import Sampling
 from workers.engines import attention
@@ -59,7 +60,7 @@ class Run:
 
     def __exit__(self, *_: object) -> None:
         self.loop.abandon()
-        self.loop.join(0.0, timeout=30)
+        self.loop.join(0.0, timeout=PATIENCE_S)
         attention.switch_back(self._model)
 
     def add(self, name: str, prompt: list[int], max_tokens: int, *, every: bool = False) -> None:
@@ -77,7 +78,9 @@ class Run:
 
     def wait(self, *names: str) -> list[list[int]]:
         with self._changed:
-            assert self._changed.wait_for(lambda: set(names) <= set(self.results), timeout=90)
+            assert self._changed.wait_for(
+                lambda: set(names) <= set(self.results), timeout=3 * PATIENCE_S
+            )
         return [self.results[name] for name in names]
 
     def batch(self, prompts: Prompts, max_tokens: int) -> list[list[int]]:
@@ -299,13 +302,13 @@ def _texts(tokenizer: Any, lengths: list[int]) -> Prompts:
 @pytest.mark.model
 def test_a_real_model_gives_the_tokens_of_generate(real: tuple[Any, Any]) -> None:
     model, tokenizer = real
-    lengths = [length for length in (8, 12, 16, 24, 32, 33, 50, 64) for _ in range(6)]
-    prompts = _texts(tokenizer, [*lengths, 140, 140])
-    expected = _generate(model, prompts, 6)
+    lengths = [length for length in (8, 16, 31, 32, 33, 64) for _ in range(4)]
+    prompts = _texts(tokenizer, [*lengths, 140])
+    expected = _generate(model, prompts, 5)
     with Run(model, own=True, forward=True) as run:
-        assert run.batch(prompts, 6) == expected
+        assert run.batch(prompts, 5) == expected
     with Run(model, own=False) as run:
-        assert run.batch(prompts, 6) == expected
+        assert run.batch(prompts, 5) == expected
 
 
 class Forced(SamplingProcessors):

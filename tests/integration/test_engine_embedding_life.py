@@ -79,5 +79,7 @@ def test_a_stuck_batch_is_noticed(lab: Lab) -> None:
 
 
 def test_an_idle_engine_is_left_alone(lab: Lab) -> None:
+    # A busy machine may take longer over a real batch than this engine lets one.
+    lab.instead_of_the_model(lambda: None)
     assert not lab.dead.wait(1.0)
     assert len(lab.submit().result(30).vectors) == 1

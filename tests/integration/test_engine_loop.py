@@ -346,7 +346,7 @@ def test_an_engine_that_keeps_dying_says_so(folder: Path) -> None:
 
 def test_a_stuck_step_is_noticed(folder: Path) -> None:
     dead, release = threading.Event(), threading.Event()
-    engine = ContinuousEngine(_spec(folder), folder, threads=1, stall_s=0.3, on_dead=dead.set)
+    engine = ContinuousEngine(_spec(folder), folder, threads=1, stall_s=2.0, on_dead=dead.set)
     engine.start()
     _open_end(engine)
     started = threading.Event()

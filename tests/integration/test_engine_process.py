@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,22 +18,17 @@ from broker.connections import connect
 from broker.jobs import EventType, NewJob, Status
 from broker.redis_queue import RedisQueue
 from config.settings import Settings
+from tests.conftest import PATIENCE_S, free_port
 
 MODEL = "smollm2-135m"
 
 
 def _until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 2 * PATIENCE_S
     while not condition():
         assert process.poll() is None, "the worker ended"
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.02)
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 @pytest.fixture
@@ -45,7 +39,7 @@ def queue(valkey: str) -> RedisQueue:
 
 @pytest.fixture
 def metrics_port() -> int:
-    return _free_port()
+    return free_port()
 
 
 @pytest.fixture
@@ -121,7 +115,7 @@ def test_a_worker_from_ready_to_gone(
     long = _submit(queue, max_tokens=1000)
     _until(lambda: bool(queue.text(long)), worker)
     worker.send_signal(signal.SIGTERM)
-    assert worker.wait(15) == 0
+    assert worker.wait(30) == 0
     # Given back, for the next worker.
     assert queue.get(long).status is Status.QUEUED
     assert queue.workers() == []

@@ -16,16 +16,10 @@ import redis
 from broker.jobs import NewJob
 from broker.redis_queue import RedisQueue
 from config import settings as config_settings
+from tests.conftest import PATIENCE_S, free_port
 
 CHAT = "smollm2-135m"
 AUTH = "operator:correct horse"
-
-
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
 
 Start = Callable[..., str]
 
@@ -36,7 +30,7 @@ def start(valkey: str) -> Iterator[Start]:
     started: list[subprocess.Popen[bytes]] = []
 
     def begin(**variables: str) -> str:
-        port = _free_port()
+        port = free_port()
         process = subprocess.Popen(
             [sys.executable, "-m", "infra.console"],
             env={
@@ -47,7 +41,7 @@ def start(valkey: str) -> Iterator[Start]:
             },
         )
         started.append(process)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline:
             assert process.poll() is None, f"ended with {process.returncode}"
             with socket.socket() as sock:
@@ -59,7 +53,7 @@ def start(valkey: str) -> Iterator[Start]:
     yield begin
     for process in started:
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(PATIENCE_S) == 0
 
 
 @pytest.fixture
@@ -147,7 +141,7 @@ def test_it_does_not_start_open_to_others(variables: dict[str, str]) -> None:
 
 
 async def test_while_redis_is_away_it_says_so(start: Start) -> None:
-    url = start(FOREBAY_REDIS__URL=f"redis://127.0.0.1:{_free_port()}/0")
+    url = start(FOREBAY_REDIS__URL=f"redis://127.0.0.1:{free_port()}/0")
     async with aiohttp.ClientSession() as session:
         async with session.get(f"{url}/api/queues/length") as response:
             assert response.status == 503

@@ -16,7 +16,7 @@ from config.settings import load
 from loadtests import nginx
 from loadtests.lab import listening
 from tests.apiserver import Api, eventually, job, running
-from tests.conftest import free_port, missing
+from tests.conftest import PATIENCE_S, free_port, missing
 
 KEY = {"Authorization": "Bearer a"}
 
@@ -65,7 +65,7 @@ async def _events(response: aiohttp.ClientResponse, until: str) -> list[int]:
     """Numbers of the events that come, up to one of that name."""
     seen = []
     seq = 0
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         async for line in response.content:
             if line.startswith(b"id: "):
                 seq = int(line[4:])
@@ -87,7 +87,7 @@ async def test_a_stream_arrives_as_it_happens_and_goes_on_at_the_other_replica(
         seen = await _events(response, "job.delta")
         assert seen == [1, 2, 3]
         # Pings come through as well.
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             while b": ping" not in await response.content.readline():
                 pass
     # Each replica in turn, whichever had the first stream.

@@ -10,7 +10,7 @@ import os
 import random
 import signal
 import ssl
-import time
+import statistics
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -31,11 +31,13 @@ from broker.policies import TenantPolicy
 from broker.tickets import MOST_WAITING, TicketOffice, queue_name
 from config.settings import Queue, Settings
 from loadtests.rabbitmq_node import PASSWORD, SCRIPT, RabbitMq
-from tests.conftest import free_port, missing
+from tests.conftest import PATIENCE_S, free_port, missing
 from tests.integration.ticket_lab import MODEL, TicketLab
 from tests.integration.worker_lab import until
 
 TTL_S = 2.0
+#: What a busy machine may add; the sweep that would find lapsed leases comes every 30 s.
+LATE_S = 15.0
 TICKETS = queue_name(MODEL)
 
 
@@ -124,13 +126,16 @@ def test_jobs_run_in_full_batches_and_in_the_order_of_redis(
         assert twin.complete(claims[0], Outcome(status=Status.COMPLETED, usage=usage))
     assert [job.id for job in really] == expected
 
-    # Alone, a job starts by its ring and not by the next look at the queue.
-    (single,) = lab.put()
-    lab.await_end([single])
-    assert lab.job(single).started_ms - lab.job(single).created_ms < 300
+    # Alone, a job starts by its ring and not by the next look at the queue, 250 ms later or so.
+    waits_ms = []
+    for _ in range(20):
+        (single,) = lab.jobs_after(lab.put())
+        assert single.started_ms
+        waits_ms.append(single.started_ms - single.created_ms)
+    assert statistics.median(waits_ms) < 125
 
     worker.send_signal(signal.SIGTERM)
-    assert worker.wait(10) == 0
+    assert worker.wait(PATIENCE_S) == 0
     lab.start(slots=6)
     batch = lab.jobs_after(lab.put(6, steps=60))
     assert max(job.started_ms for job in batch) < min(job.finished_ms for job in batch)
@@ -141,7 +146,7 @@ def test_a_cap_is_kept_without_delay_and_without_spinning(lab: TicketLab) -> Non
     lab.queue.set_policy("acme", TenantPolicy(max_in_flight=1))
     ids = lab.put(25)
     # Each job takes 10 ms or so; one that waited for the next look would take 500.
-    assert lab.await_end(ids) < 6.0
+    assert lab.await_end(ids) < 6.0  # 12.5 in all
     lab.assert_completed_once(ids)
     issued = lab.counted("forebay_workers_tickets_issued_total")
     found = lab.counted("forebay_workers_tickets_taken_total", found="job")
@@ -161,7 +166,7 @@ def test_flower_shows_queues_workers_and_jobs(lab: TicketLab) -> None:
     url = lab.console()
 
     def page(path: str) -> str:
-        with urlopen(url + path, timeout=10) as answer:
+        with urlopen(url + path, timeout=PATIENCE_S) as answer:
             text: str = answer.read().decode()
         assert PASSWORD not in text
         return text
@@ -191,14 +196,12 @@ def test_a_killed_worker_costs_the_lease_time_and_lost_tickets_nothing(
     assert 0 < rabbitmq.tickets(TICKETS) <= MOST_WAITING
     mine = [lease.job_id for lease in lab.queue.leases(MODEL) if f":{victim.pid}:" in lease.owner]
     victim.kill()
-    killed_ms = time.time_ns() // 1_000_000
     assert rabbitmq.purge(TICKETS) > 0
-    lab.await_end(ids)
+    assert lab.await_end(ids) < TTL_S + LATE_S
     lab.assert_completed_once(ids)
     again = [job for job in lab.jobs(ids) if job.attempt > 1]
     assert {job.id for job in again} <= set(mine)
     assert 1 <= len(again) <= 4
-    assert max(job.started_ms for job in again) - killed_ms < (TTL_S + 1.0) * 1000
 
 
 def test_rabbitmq_may_be_away_while_workers_run_and_when_they_start(
@@ -225,7 +228,7 @@ def test_rabbitmq_may_be_away_while_workers_run_and_when_they_start(
     ids = lab.put(12, steps=50)
     until(lambda: lab.running() == 8, "both work again")
     late.send_signal(signal.SIGTERM)
-    assert late.wait(10) == 0
+    assert late.wait(PATIENCE_S) == 0
     lab.await_end(ids)
     lab.assert_completed_once(ids)
 
@@ -235,7 +238,7 @@ def test_a_second_signal_hands_running_jobs_back(lab: TicketLab) -> None:
     (job_id,) = lab.put(steps=500)
     until(lambda: lab.running() == 1, "the job runs")
     worker.send_signal(signal.SIGQUIT)
-    worker.wait(10)
+    worker.wait(PATIENCE_S)
     assert (lab.job(job_id).status, lab.job(job_id).attempt) == (Status.QUEUED, 1)
 
 

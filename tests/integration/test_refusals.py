@@ -24,12 +24,12 @@ from api.app import make_app
 from broker.jobs import NewJob
 from config.settings import Settings, load
 from tests.apiserver import EMBED, MODELS, Accounts, job
-from tests.conftest import free_port
+from tests.conftest import PATIENCE_S, free_port
 from tests.integration.model_worker import WorkerProcess
 from tests.integration.worker_lab import until
 
 #: After Redis is back, a job is accepted and done within this time (s).
-RECOVERY_S = 8.0
+RECOVERY_S = PATIENCE_S
 
 
 class Troubled:
@@ -200,5 +200,5 @@ async def test_a_deadline_passes_while_no_worker_is_there(
         deadline_ms=time.time_ns() // 1_000_000 + 200,
     )  # fmt: skip
     await queue.enqueue(late)
-    async with client.get(f"/v1/jobs/{late.id}", params={"wait": "8"}) as answer:
+    async with client.get(f"/v1/jobs/{late.id}", params={"wait": str(RECOVERY_S)}) as answer:
         assert (await answer.json())["status"] == "expired"

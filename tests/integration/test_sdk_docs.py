@@ -13,6 +13,7 @@ import pytest
 
 from config.settings import load
 from tests.apiserver import Api, running
+from tests.conftest import PATIENCE_S
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "sdk.md").read_text()
 #: Heading -> its example.
@@ -41,7 +42,7 @@ async def _printed(name: str) -> list[str]:
             {"print": partial(print, file=out)},
         )
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         await asyncio.to_thread(run)
     return out.getvalue().splitlines()
 

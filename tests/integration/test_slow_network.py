@@ -25,14 +25,14 @@ from config.settings import Queue, load
 from loadtests.cut_proxy import Network, serve
 from loadtests.lab import listening
 from tests.apiserver import CHAT, MODELS, Accounts, eventually, job
-from tests.conftest import free_port
+from tests.conftest import PATIENCE_S, free_port
 from tests.integration.model_worker import WorkerProcess
 from tests.integration.worker_lab import until
 
 TIMEOUT_S = 1.0
 LEASE_S = 2.0
 #: After the network lets bytes through again, a job is accepted and done within this time (s).
-RECOVERY_S = 5.0
+RECOVERY_S = PATIENCE_S
 
 
 class SlowProxy:
@@ -112,12 +112,12 @@ async def _submit(client: TestClient, key: str, tokens: int = 2) -> tuple[int, s
             return answer.status, document["id"]
         assert (answer.status, document["error"]["code"]) == (503, "broker_unavailable")
         assert int(answer.headers["Retry-After"]) >= 1
-        assert time.monotonic() - begun < TIMEOUT_S + 0.5
+        assert time.monotonic() - begun < PATIENCE_S / 2
         return 503, ""
 
 
 async def _ends_well(client: TestClient, job_id: str) -> None:  # type: ignore[type-arg]
-    async with client.get(f"/v1/jobs/{job_id}", params={"wait": "8"}) as answer:
+    async with client.get(f"/v1/jobs/{job_id}", params={"wait": str(RECOVERY_S)}) as answer:
         assert (await answer.json())["status"] == "completed"
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import psutil
 
+from tests.conftest import PATIENCE_S
+
 FOREBAY = [sys.executable, "-m", "api.cli"]
 
 
@@ -20,7 +22,7 @@ def _demo(folder: Path, *arguments: str, **variables: str) -> subprocess.Complet
         env={**os.environ, "TMPDIR": str(folder), **variables},
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=150,
         check=False,
     )
 
@@ -53,7 +55,7 @@ def test_every_scene_is_shown(tmp_path: Path) -> None:
 
 
 def test_kept_it_runs_on(tmp_path: Path) -> None:
-    done = _demo(tmp_path, "--engine", "simulated", KEEP="1")
+    done = _demo(tmp_path, "--engine", "simulated", KEEP="1", FOREBAY_SIMULATED__STEP_MS="5")
     try:
         assert done.returncode == 0, done.stderr
         stop = re.search(r"kill (\d+)", done.stdout)
@@ -65,12 +67,12 @@ def test_kept_it_runs_on(tmp_path: Path) -> None:
             [*FOREBAY, "workers", "--data-dir", folder[1]],
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=PATIENCE_S,
             check=False,
         )
         assert "simulated" in asked.stdout
         up.send_signal(signal.SIGTERM)
-        _, alive = psutil.wait_procs([up], timeout=15)
+        _, alive = psutil.wait_procs([up], timeout=PATIENCE_S)
         assert not alive
     finally:
         for process in _left(tmp_path):

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from broker.jobs import Status
-from tests.conftest import free_port
+from tests.conftest import PATIENCE_S, free_port
 from tests.integration.worker_lab import QUEUE, Lab, Server, until
 
 TTL_S = 2.0
+#: What a busy machine may add; the sweep that would find lapsed leases comes every 30 s.
+LATE_S = 15.0
 
 
 @pytest.fixture
@@ -39,13 +41,11 @@ def server(valkey_binary: str, tmp_path: Path) -> Iterator[Server]:
 
 
 def test_killed_worker_loses_no_job(lab: Lab) -> None:
-    victim = lab.start(concurrency=4)
-    lab.start(concurrency=4)
+    victim, _ = lab.start_many(2)
     ids = lab.put(50, sleep_s=0.2)
     until(lambda: str(victim.pid) in "".join(lab.starts()), "the victim works")
     victim.kill()
-    # 50 jobs of 0.2 s on 4 slots take 2.5 s: what the victim held is what is waited for.
-    assert lab.await_end(ids) < TTL_S + 2.0
+    assert lab.await_end(ids) < TTL_S + LATE_S
     lab.assert_completed_once(ids)
     again = [line for line in lab.starts() if line.split(":")[1] == "2"]
     assert 1 <= len(again) <= 4
@@ -54,8 +54,7 @@ def test_killed_worker_loses_no_job(lab: Lab) -> None:
 
 def test_job_longer_than_its_lease_runs_once(valkey_lab: Lab) -> None:
     lab = valkey_lab
-    lab.start()
-    lab.start()
+    lab.start_many(2)
     ids = lab.put(4, sleep_s=2 * TTL_S)
     lab.await_end(ids)
     lab.assert_completed_once(ids)
@@ -80,8 +79,7 @@ def test_stopped_worker_is_refused_when_it_wakes(lab: Lab) -> None:
     assert lab.job(job_id).attempt == 2
     other.kill()
     other.wait()
-    (next_id,) = lab.put()
-    assert lab.await_end([next_id]) < 2.0  # the sleeper works on
+    lab.await_end(lab.put())  # the sleeper works on
 
 
 def test_drain_finishes_what_runs_and_takes_nothing_more(lab: Lab) -> None:
@@ -89,7 +87,7 @@ def test_drain_finishes_what_runs_and_takes_nothing_more(lab: Lab) -> None:
     ids = lab.put(6, sleep_s=0.5)
     until(lambda: len(lab.starts()) == 2, "two jobs run")
     worker.send_signal(signal.SIGTERM)
-    assert worker.wait(10) == 0
+    assert worker.wait(PATIENCE_S) == 0
     assert len(lab.starts()) == 2
     statuses = sorted(lab.job(job_id).status for job_id in ids)
     assert statuses == [Status.COMPLETED] * 2 + [Status.QUEUED] * 4
@@ -106,8 +104,8 @@ def test_drain_hands_back_what_outlives_the_grace(lab: Lab) -> None:
     begun = time.monotonic()
     worker.send_signal(signal.SIGTERM)
     until(lambda: [w.state for w in lab.queue.workers()] == ["draining"], "heartbeat says so")
-    assert worker.wait(10) == 0
-    assert 1.5 < time.monotonic() - begun < 6.0
+    assert worker.wait(PATIENCE_S) == 0
+    assert 1.5 < time.monotonic() - begun < 30  # of the 60 that its jobs would take
     assert [lab.job(job_id).status for job_id in ids] == [Status.QUEUED] * 2
     assert [lab.job(job_id).attempt for job_id in ids] == [1, 1]
     assert lab.queue.workers() == []
@@ -119,7 +117,7 @@ def test_drain_hands_back_what_outlives_the_grace(lab: Lab) -> None:
 def test_workers_are_replaced_one_after_another_under_load(valkey_lab: Lab) -> None:
     """A rolling upgrade: nothing is lost, run twice, or held up by more than a drain."""
     lab = valkey_lab
-    workers = [lab.start(concurrency=2), lab.start(concurrency=2)]
+    workers = lab.start_many(2, concurrency=2)
     ids = lab.put(8, sleep_s=0.2)
     for old in workers:
         ids += lab.put(8, sleep_s=0.2)
@@ -127,7 +125,7 @@ def test_workers_are_replaced_one_after_another_under_load(valkey_lab: Lab) -> N
         new = lab.start(concurrency=2)
         ids += lab.put(8, sleep_s=0.2)
         old.send_signal(signal.SIGTERM)
-        assert old.wait(10) == 0
+        assert old.wait(PATIENCE_S) == 0
         until(lambda new=new: str(new.pid) in "".join(lab.starts()), "its successor works")
     last = lab.put(sleep_s=0.0)
     lab.await_end(ids + last)
@@ -144,7 +142,7 @@ def test_second_signal_hands_running_jobs_back(valkey_lab: Lab) -> None:
     (job_id,) = lab.put(sleep_s=60)
     lab.await_start(job_id)
     worker.send_signal(signal.SIGQUIT)
-    worker.wait(10)
+    worker.wait(PATIENCE_S)
     job = lab.job(job_id)
     assert (job.status, job.attempt) == (Status.QUEUED, 1)
 
@@ -159,10 +157,8 @@ def test_redis_restart_is_survived(server: Server, tmp_path: Path, outage_s: flo
         server.stop()
         time.sleep(outage_s)  # how long Redis is away is what the test is about
         server.start()
-        back_s = lab.await_end(ids)
+        lab.await_end(ids)
         lab.assert_completed_once(ids)
-        # 32 jobs or so of 0.2 s on 4 slots take 1.6 s.
-        assert back_s < 5.0
         assert len(lab.starts()) == len(set(lab.starts()))
         assert max(lab.job(job_id).attempt for job_id in ids) == 1
         events = [line["event"] for line in lab.log()]
@@ -178,8 +174,7 @@ def test_forgotten_scripts_are_loaded_again(valkey_lab: Lab) -> None:
     lab.start()
     lab.await_end(lab.put(4))
     lab.client.script_flush()
-    ids = lab.put(4)
-    assert lab.await_end(ids) < 3.0
+    lab.await_end(lab.put(4))
     assert lab.workers[0].poll() is None
 
 
@@ -193,6 +188,5 @@ def test_refusals_by_redis_are_waited_out(valkey_lab: Lab) -> None:
         until(lambda: lab.client.info("stats")["total_error_replies"] > 0, "a refusal")
     finally:
         lab.client.config_set("maxmemory", "0")
-    ids = lab.put(4)
-    assert lab.await_end(ids) < 5.0
+    lab.await_end(lab.put(4))
     assert lab.workers[0].poll() is None

@@ -11,6 +11,7 @@ from broker.app import make_app
 from broker.jobs import Status
 from broker.transport import NotForMessagesError
 from config.settings import Settings
+from tests.conftest import PATIENCE_S
 from tests.integration.worker_lab import QUEUE, Lab, until
 
 
@@ -30,8 +31,7 @@ def valkey_lab(valkey: str, tmp_path: Path) -> Iterator[Lab]:
 
 def test_every_job_runs_once_on_two_workers(lab: Lab) -> None:
     ids = [job for number in range(4) for job in lab.put(60, tenant=f"t{number}", sleep_s=0.005)]
-    lab.start()
-    lab.start()
+    lab.start_many(2)
     lab.await_end(ids)
     ids += (late := lab.put(60, sleep_s=0.005))
     lab.await_end(late)
@@ -51,8 +51,6 @@ def test_newcomer_starts_at_once_behind_a_long_queue(valkey_lab: Lab) -> None:
     order = [line.split(":")[0] for line in lab.starts()]
     # Alternating with the hoarder, behind the 8 jobs that ran and the claims under way.
     assert max(order.index(job_id) for job_id in ids) < before + 60
-    waits = [job.started_ms - job.created_ms for job in map(lab.job, ids)]
-    assert max(waits) < 500
 
 
 def test_next_job_follows_at_once(valkey_lab: Lab) -> None:
@@ -60,7 +58,7 @@ def test_next_job_follows_at_once(valkey_lab: Lab) -> None:
     lab = valkey_lab
     lab.start(concurrency=1)
     ids = lab.put(50, sleep_s=0.001)
-    assert lab.await_end(ids) < 5.0  # a second's wait per job would be 50
+    assert lab.await_end(ids) < 25  # a second's wait per job would be 50
 
 
 def test_capped_tenant_goes_on_when_its_job_ends(valkey_lab: Lab) -> None:
@@ -70,8 +68,8 @@ def test_capped_tenant_goes_on_when_its_job_ends(valkey_lab: Lab) -> None:
     lab = valkey_lab
     lab.queue.set_policy("acme", TenantPolicy(max_in_flight=1))
     lab.start(concurrency=4)
-    ids = lab.put(20, sleep_s=0.01)
-    assert lab.await_end(ids) < 5.0
+    ids = lab.put(50, sleep_s=0.01)
+    assert lab.await_end(ids) < 25  # a second's wait per job would be 50
 
 
 @pytest.mark.parametrize("order", [{"raise": "SystemExit"}, {"raise": "MemoryError"}])
@@ -100,7 +98,7 @@ def test_cancel_reaches_a_running_job(lab: Lab) -> None:
     (job_id,) = lab.put(sleep_s=20)
     lab.await_start(job_id)
     assert lab.queue.cancel(job_id) == "cancelling"
-    assert lab.await_end([job_id]) < 2.0
+    assert lab.await_end([job_id]) < 15  # of the 20 that it would take
     assert lab.job(job_id).status is Status.CANCELLED
 
 
@@ -108,19 +106,19 @@ def test_celery_control_and_events_work(lab: Lab) -> None:
     worker = lab.start(concurrency=2)
     app = make_app(Settings(redis={"url": lab.url}), model_queues=[QUEUE])
     node = f"w{worker.pid}@test"
-    inspect = app.control.inspect(timeout=10.0, limit=1)
+    inspect = app.control.inspect(timeout=PATIENCE_S, limit=1)
     assert inspect.ping() == {node: {"ok": "pong"}}
     seen: list[dict[str, object]] = []
     with app.connection() as connection:
         receiver = app.events.Receiver(connection, handlers={"*": seen.append})
-        consuming = receiver.itercapture(limit=None, timeout=5, wakeup=True)
+        consuming = receiver.itercapture(limit=None, timeout=PATIENCE_S, wakeup=True)
         next(consuming)  # subscribed
         (job_id,) = lab.put(sleep_s=20)
         lab.await_start(job_id)
         (active,) = inspect.active()[node]
         assert (active["id"], active["name"]) == (job_id, "forebay.run_job")
         app.control.revoke(job_id, terminate=True)
-        assert lab.await_end([job_id]) < 5.0
+        assert lab.await_end([job_id]) < 15  # of the 20 that it would take
         kinds: set[object] = set()
         for _ in consuming:
             kinds = {event["type"] for event in seen if event.get("uuid") == job_id}

@@ -21,7 +21,7 @@ from broker.jobs import Job, NewJob, Status
 from broker.redis_queue import RedisQueue
 from broker.stats import WorkerStatus
 from config.settings import Queue, Redis
-from tests.conftest import free_port
+from tests.conftest import PATIENCE_S, free_port
 from tests.integration.worker_lab import until
 
 MODEL = "smollm2-135m"
@@ -145,7 +145,7 @@ class TicketLab:
     def jobs(self, ids: list[str]) -> list[Job]:
         return [self.job(job_id) for job_id in ids]
 
-    def await_end(self, ids: list[str], patience_s: float = 30.0) -> float:
+    def await_end(self, ids: list[str], patience_s: float = PATIENCE_S) -> float:
         """Wait until all jobs are terminal; returns how long it took (s)."""
         left = list(ids)
 
@@ -175,7 +175,9 @@ class TicketLab:
 
     def counted(self, name: str, number: int = 0, **labels: str) -> float:
         """The value of one of a worker's counters."""
-        with urlopen(f"http://127.0.0.1:{self._ports[number]}/metrics", timeout=5) as answer:
+        with urlopen(
+            f"http://127.0.0.1:{self._ports[number]}/metrics", timeout=PATIENCE_S
+        ) as answer:
             text = answer.read().decode()
         return sum(
             sample.value

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import orjson
@@ -19,12 +20,11 @@ from broker.connections import connect
 from broker.jobs import Job, NewJob, Status
 from broker.redis_queue import RedisQueue
 from config.settings import Queue, Redis
+from tests.conftest import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).with_name("leased_worker.py")
 QUEUE = "tiny"
-#: Longest any single step of a test may take (s).
-PATIENCE_S = 30.0
 
 
 def until(condition: Callable[[], object], what: str, patience_s: float = PATIENCE_S) -> float:
@@ -59,6 +59,21 @@ class Lab:
 
     def start(self, *, concurrency: int = 4, **environment: str) -> subprocess.Popen[bytes]:
         """Start a worker and wait until it consumes."""
+        (worker,) = self.start_many(1, concurrency=concurrency, **environment)
+        return worker
+
+    def start_many(
+        self, count: int, *, concurrency: int = 4, **environment: str
+    ) -> list[subprocess.Popen[bytes]]:
+        """Start workers side by side and wait until all consume."""
+        first = len(self.workers)
+        for _ in range(count):
+            self._begin(concurrency, environment)
+        for number in range(first, first + count):
+            until(partial(self._is_ready, number), "worker ready")
+        return self.workers[first:]
+
+    def _begin(self, concurrency: int, environment: dict[str, str]) -> None:
         log = self._folder / f"worker-{len(self.workers)}.log"
         with log.open("wb") as stream:
             worker = subprocess.Popen(
@@ -69,8 +84,9 @@ class Lab:
                 stderr=stream,
             )
         self.workers.append(worker)
-        until(lambda: b"@test ready" in log.read_bytes(), "worker ready")
-        return worker
+
+    def _is_ready(self, number: int) -> bool:
+        return b"@test ready" in (self._folder / f"worker-{number}.log").read_bytes()
 
     def log(self, number: int = 0) -> list[dict[str, object]]:
         """What a worker said."""

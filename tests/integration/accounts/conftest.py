@@ -7,7 +7,6 @@ import importlib.util
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -25,6 +24,7 @@ from api.accounts.database import make_engine
 from api.accounts.service import AccountsService
 from api.accounts.store import AccountStore
 from config.settings import Auth, Database, Redis, Settings
+from tests.conftest import PATIENCE_S, free_port
 
 Until = Callable[..., Awaitable[float]]
 
@@ -75,9 +75,7 @@ def postgresql() -> Iterator[str]:
             cwd=data,
             **as_user,
         )
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            port = sock.getsockname()[1]
+        port = free_port()
         server = subprocess.Popen(
             [
                 *(binaries / "postgres", "-D", data, "-p", str(port), "-F", "-k", ""),
@@ -99,7 +97,7 @@ def postgresql() -> Iterator[str]:
 
 
 def _await_server(where: str, server: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
             psycopg.connect(f"{where} dbname=postgres", connect_timeout=5).close()
@@ -182,7 +180,7 @@ def service(engine: Engine, settings: Settings, warnings: list[str]) -> Iterator
 def until() -> Until:
     """Wait for something another task or process brings about; gives the seconds it took."""
 
-    async def wait(condition: Callable[[], bool], *, within_s: float = 5.0) -> float:
+    async def wait(condition: Callable[[], bool], *, within_s: float = PATIENCE_S) -> float:
         began = time.monotonic()
         while not condition():
             assert time.monotonic() - began < within_s, "it did not happen in time"

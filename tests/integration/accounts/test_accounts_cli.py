@@ -1,4 +1,4 @@
-"""`forebay tenants`, `forebay keys` and `forebay db` as processes of their own."""
+"""`forebay tenants`, `forebay keys` and `forebay db`, from their arguments to what they print."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from pathlib import Path
 
 import pytest
 import redis
+from click.testing import CliRunner
+from structlog.testing import capture_logs
 
 from api.accounts import schema
 from api.auth import keys
+from api.cli import main
 from broker.keys import POLICY_WEIGHT
+from config import logs
 from config.settings import Settings
 
 ROOT = Path(__file__).parents[3]
@@ -28,24 +32,43 @@ def database_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path / 'accounts.db'}"
 
 
+def _environment(settings: Settings) -> dict[str, str]:
+    return {
+        "COLUMNS": "200",
+        "FOREBAY_DATABASE__URL": settings.database.url.get_secret_value(),
+        "FOREBAY_REDIS__URL": settings.redis.url.get_secret_value(),
+        "FOREBAY_AUTH__PEPPER": settings.auth.pepper.get_secret_value(),
+    }
+
+
 @pytest.fixture
 def forebay(settings: Settings, tmp_path: Path) -> Run:
-    """Runs the command on the test's database and Redis, from an empty folder."""
+    """Calls the command on the test's database and Redis, from an empty folder."""
 
     def run(*arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
-        environment = {
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "COLUMNS": "200",
-            "FOREBAY_DATABASE__URL": settings.database.url.get_secret_value(),
-            "FOREBAY_REDIS__URL": settings.redis.url.get_secret_value(),
-            "FOREBAY_AUTH__PEPPER": settings.auth.pepper.get_secret_value(),
-            **changes,
-        }
+        with pytest.MonkeyPatch.context() as patch, capture_logs():
+            patch.chdir(tmp_path)
+            # Logging is the process's, and this one is pytest's.
+            patch.setattr(logs, "configure", lambda *_, **__: None)
+            for name, value in (_environment(settings) | changes).items():
+                patch.setenv(name, value)
+            done = CliRunner().invoke(main, arguments)
+        if done.exception is not None and not isinstance(done.exception, SystemExit):
+            raise done.exception
+        return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture
+def forebay_process(settings: Settings, tmp_path: Path) -> Run:
+    """The same as a process of its own."""
+
+    def run(*arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "api.cli", *arguments],
             cwd=tmp_path,
-            env=environment,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **_environment(settings), **changes},
             capture_output=True,
             text=True,
             timeout=60,
@@ -130,9 +153,12 @@ def test_mistakes_are_one_line_each(forebay: Run) -> None:
 
 
 @pytest.mark.usefixtures("engine")
-def test_a_change_without_redis_stands_with_a_warning(forebay: Run) -> None:
-    done = forebay("tenants", "create", "acme", "--json", FOREBAY_REDIS__URL="redis://127.0.0.1:1")
+def test_a_change_without_redis_stands_with_a_warning(forebay_process: Run) -> None:
+    done = forebay_process(
+        "tenants", "create", "acme", "--json", FOREBAY_REDIS__URL="redis://127.0.0.1:1"
+    )
     assert done.returncode == 0
     assert json.loads(done.stdout)["name"] == "acme"
     assert done.stderr.startswith("Warning: the change is stored, but Redis is away")
     assert len(done.stderr.splitlines()) == 1
+    assert "no key 'key_x'" in failed(forebay_process("keys", "revoke", "key_x"), 1)

@@ -24,6 +24,7 @@ from broker.keys import ACCOUNTS_CHANNEL, POLICY_CAP, POLICY_MAX_QUEUED, POLICY_
 from broker.limits import RateLimits
 from broker.policies import TenantPolicy
 from config.settings import Auth, Redis, Settings, SettingsError
+from tests.conftest import PATIENCE_S
 
 
 @pytest.fixture
@@ -321,10 +322,10 @@ def test_policies_reach_the_broker(service: AccountsService, broker: Any) -> Non
 def test_every_change_is_noticed(service: AccountsService, broker: Any) -> None:
     with broker.pubsub(ignore_subscribe_messages=True) as subscription:
         subscription.subscribe(ACCOUNTS_CHANNEL)
-        subscription.get_message(timeout=5)
+        subscription.get_message(timeout=PATIENCE_S)
 
         def noticed() -> bool:
-            return subscription.get_message(timeout=5) is not None
+            return subscription.get_message(timeout=PATIENCE_S) is not None
 
         service.create_tenant("acme")
         assert noticed()

@@ -146,7 +146,10 @@ async def test_the_plan_of_attempts_and_its_end(here: Lab, receiver: Receiver) -
     assert outcome == ["failed"]
     plan = [5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400]
     assert len(waits) == len(plan)
-    assert all(abs(wait - at) <= at * 0.1 + 0.5 for wait, at in zip(waits, plan, strict=True))
+    # What has passed of a wait when it is read is the machine's.
+    assert all(
+        -3 <= wait - at * 0.9 <= at * 0.2 + 0.5 for wait, at in zip(waits, plan, strict=True)
+    )
     seen = await here.seen(made)
     assert (seen.state, len(seen.tries), seen.failures) == ("failed", 10, 10)
     assert {(one.status, one.error) for one in seen.tries} == {(503, "http_status")}
@@ -157,7 +160,7 @@ async def test_a_receiver_may_put_it_off(here: Lab, receiver: Receiver) -> None:
     receiver.headers["Retry-After"] = "120"
     made = await here.put(receiver.url + "/hook")
     assert await here.attempt() == ["retried"]
-    assert await here.wait_s(made) == pytest.approx(120, abs=2)
+    assert await here.wait_s(made) == pytest.approx(120, abs=10)
 
 
 async def test_both_secrets_sign_during_a_rotation(here: Lab, receiver: Receiver) -> None:
@@ -299,7 +302,7 @@ async def test_an_unreadable_event_holds_up_no_other(here: Lab, receiver: Receiv
     assert await here.store.outbox(9) == []
 
 
-async def test_receivers_that_misbehave(here: Lab, receiver: Receiver) -> None:
+async def test_receivers_that_misbehave(valkey: str, receiver: Receiver) -> None:
     leave = asyncio.Event()
 
     async def hang(_: web.Request) -> web.StreamResponse:
@@ -320,14 +323,16 @@ async def test_receivers_that_misbehave(here: Lab, receiver: Receiver) -> None:
         return response
 
     receiver.answers |= {"/hang": hang, "/reset": reset, "/endless": endless}
-    made = {
-        path: await here.put(receiver.url + path, event=f"evt{path}")
-        for path in ("/hang", "/reset", "/endless")
-    }
-    outcomes = await here.attempt()
-    leave.set()
-    assert sorted(outcomes) == ["delivered", "retried", "retried"]
-    errors = {path: (await here.seen(each)).tries[0].error for path, each in made.items()}
+    # One of them uses all of its time.
+    async with lab(valkey, timeout_s=1.5) as here:
+        made = {
+            path: await here.put(receiver.url + path, event=f"evt{path}")
+            for path in ("/hang", "/reset", "/endless")
+        }
+        outcomes = await here.attempt()
+        leave.set()
+        assert sorted(outcomes) == ["delivered", "retried", "retried"]
+        errors = {path: (await here.seen(each)).tries[0].error for path, each in made.items()}
     # The head of an answer says all; what follows isn't read.
     assert errors == {"/hang": "timeout", "/reset": "connection_lost", "/endless": ""}
 

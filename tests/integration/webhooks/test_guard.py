@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
+from tests.conftest import PATIENCE_S
 from tests.webhooklab import Receiver, receiving
 from workers.webhooks.guard import BlockedAddressError, PublicResolver, socket_maker
 from workers.webhooks.sender import Sender
@@ -59,7 +60,7 @@ def lookup_of(names: Names) -> tuple[Callable[..., object], dict[str, int]]:
 async def test_names_that_lead_inside(trap: Receiver, addresses: list[str]) -> None:
     lookup, _ = lookup_of({"hook.example": [addresses]})
     port = trap.url.rsplit(":", 1)[1]
-    async with Sender(timeout_s=2, plain=True, loopback=True, lookup=lookup) as sender:
+    async with Sender(timeout_s=PATIENCE_S, plain=True, loopback=True, lookup=lookup) as sender:
         answer = await sender.send(f"http://hook.example:{port}/", b"{}", {})
     assert (answer.status, answer.error) == (0, "address_blocked")
     assert trap.got == []
@@ -71,7 +72,7 @@ async def test_the_address_that_was_checked_is_the_one_connected_to(
     """Rebinding: good at the first look, bad at the next."""
     lookup, looks = lookup_of({"hook.example": [["127.0.0.1"], ["127.0.0.2"]]})
     port = outside.url.rsplit(":", 1)[1]
-    async with Sender(timeout_s=2, plain=True, loopback=True, lookup=lookup) as sender:
+    async with Sender(timeout_s=PATIENCE_S, plain=True, loopback=True, lookup=lookup) as sender:
         first = await sender.send(f"http://hook.example:{port}/", b"{}", {})
         assert looks == {"hook.example": 1}
         # The next attempt looks again, and no connection was kept.
@@ -83,7 +84,7 @@ async def test_the_address_that_was_checked_is_the_one_connected_to(
 
 async def test_literals_have_no_way_around(trap: Receiver) -> None:
     port = trap.url.rsplit(":", 1)[1]
-    async with Sender(timeout_s=2, plain=True, loopback=True) as sender:
+    async with Sender(timeout_s=PATIENCE_S, plain=True, loopback=True) as sender:
         for host in ("127.0.0.2", "127.2", "2130706434", "0x7f000002", "[::ffff:127.0.0.2]"):
             answer = await sender.send(f"http://{host}:{port}/", b"{}", {})
             assert answer.error == "address_blocked", host
@@ -100,14 +101,14 @@ async def test_sockets_are_made_for_allowed_addresses_only() -> None:
 
 
 async def test_without_the_setting_loopback_is_closed(outside: Receiver) -> None:
-    async with Sender(timeout_s=2, plain=True) as sender:
+    async with Sender(timeout_s=PATIENCE_S, plain=True) as sender:
         for url in (outside.url, outside.url.replace("127.0.0.1", "localhost")):
             assert (await sender.send(url, b"{}", {})).error == "address_blocked"
     assert outside.got == []
 
 
 async def test_outside_development_http_is_refused(outside: Receiver) -> None:
-    async with Sender(timeout_s=2, loopback=True) as sender:
+    async with Sender(timeout_s=PATIENCE_S, loopback=True) as sender:
         assert (await sender.send(outside.url, b"{}", {})).error == "address_blocked"
     assert outside.got == []
 
@@ -116,7 +117,7 @@ async def test_a_name_that_is_none(outside: Receiver) -> None:
     async def lookup(_: str) -> list[str]:
         raise OSError("no such name")
 
-    async with Sender(timeout_s=2, plain=True, loopback=True, lookup=lookup) as sender:
+    async with Sender(timeout_s=PATIENCE_S, plain=True, loopback=True, lookup=lookup) as sender:
         answer = await sender.send("http://hook.example/", b"{}", {})
     assert answer.error == "name_not_resolved"
     resolver = PublicResolver(loopback=True)

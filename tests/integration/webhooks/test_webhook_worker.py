@@ -21,6 +21,7 @@ from broker.webhooks import signing
 from broker.webhooks.endpoints import Endpoint
 from config.settings import Settings, load
 from tests.apiserver import eventually
+from tests.conftest import PATIENCE_S
 from tests.webhooklab import Lab, Receiver, lab, receiving
 
 ROOT = Path(__file__).parents[3]
@@ -52,7 +53,7 @@ def worker(redis_url: str, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 @pytest.fixture
 async def here(valkey: str) -> AsyncIterator[Lab]:
-    async with lab(valkey, timeout_s=2) as made:
+    async with lab(valkey) as made:
         yield made
 
 
@@ -78,13 +79,13 @@ async def test_a_killed_worker_sends_again_with_the_same_id(
         event = {"type": "job.completed", "tenant": "acme", "job": "job_x", "seq": 3, "ms": 1000}
         await here.client.rpush(keys.WEBHOOK_OUTBOX, orjson.dumps(event))
         with worker(valkey, tmp_path) as first:
-            await eventually(lambda: receiver.got, within_s=30)
+            await eventually(lambda: receiver.got)
             first.kill()
             first.wait(10)
         answered.set()
         await here.pass_time(60)
         with worker(valkey, tmp_path) as second:
-            await eventually(lambda: len(receiver.got) > 1, within_s=30)
+            await eventually(lambda: len(receiver.got) > 1)
             await _ends(here, "wep_1", "delivered")
             second.send_signal(signal.SIGTERM)
             assert await asyncio.to_thread(second.wait, 15) == 0
@@ -102,7 +103,7 @@ async def test_a_killed_worker_sends_again_with_the_same_id(
 
 
 async def _ends(here: Lab, log: str, state: str) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             page, _ = await here.store.deliveries(log, limit=1)
             if page and page[0].state == state:
@@ -135,10 +136,10 @@ async def test_a_slow_receiver_does_not_hold_up_the_others(
             event = {"type": "job.failed", "tenant": "acme", "job": f"job_{n}", "seq": 3, "ms": 1}
             await here.client.rpush(keys.WEBHOOK_OUTBOX, orjson.dumps(event))
         with worker(valkey, tmp_path):
-            await eventually(lambda: _count(receiver, "/fast") == 30, within_s=30)
+            await eventually(lambda: _count(receiver, "/fast") == 30)
             assert max(inside) == here.settings.max_in_flight_per_endpoint
             release.set()
-            await eventually(lambda: _count(receiver, "/slow") >= 30, within_s=30)
+            await eventually(lambda: _count(receiver, "/slow") >= 30)
 
 
 def _count(receiver: Receiver, path: str) -> int:

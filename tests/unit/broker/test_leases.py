@@ -14,8 +14,7 @@ from broker.errors import BrokerUnavailableError, JobNotFoundError
 from broker.jobs import Band, Claim, Job, Status, Usage
 from broker.leases import LeaseRegistry
 from broker.stats import WorkerStatus
-
-PATIENCE_S = 10.0
+from tests.conftest import PATIENCE_S
 
 
 def claim(job_id: str = "job_1", attempt: int = 1) -> Claim:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from loadtests.chaos import FULL, SHORT
+from loadtests.chaos import FULL, SENTINEL, SHORT
 from loadtests.chaos_checks import attempt_fault, order_fault, text_fault
 from loadtests.chaos_client import fingerprint
 from loadtests.cut_proxy import Network, serve
@@ -59,7 +59,9 @@ def test_a_second_end_differs() -> None:
 def test_a_seed_gives_one_order_of_all_faults() -> None:
     assert FULL.worker_kills >= 100
     assert FULL.redis_kills >= 10
-    for plan in (FULL, SHORT):
+    assert SENTINEL.failovers >= 10
+    assert SENTINEL.redis_kills + SENTINEL.cuts + SENTINEL.demotions == 0
+    for plan in (FULL, SHORT, SENTINEL):
         order = plan.order(random.Random(7))
         assert order == plan.order(random.Random(7))
         assert len(order) == plan.faults
