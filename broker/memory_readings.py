@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from broker.errors import JobNotFoundError
-from broker.forecast import COUNTED, position
 from broker.jobs import Band, Event, EventType, Job, Status
+from broker.memory_prospect import prospect_of
 from broker.memory_state import ModelQueue
 from broker.memory_store import MemoryStore
+from broker.prospect import COUNTED, position
 from broker.reading_calls import tenant_stats
 from broker.stats import (
     BandStats,
@@ -105,17 +106,17 @@ class MemoryReadings(MemoryStore):
             if job.status is not Status.QUEUED:
                 return None
             state = self._queues[job.model]
-            outlook = self._outlook(state, job.tenant, job.band)
+            view = prospect_of(state, job.tenant, job.band, self._clock_ms(), self._policy)
             if job_id in state.delayed:
-                return position(outlook, job.band, 0, due_ms=state.delayed[job_id])
+                return position(view, 0, due_ms=state.delayed[job_id])
             waiting = state.lists[job.band, job.tenant]
             place = waiting.index(job_id)
             if place < COUNTED:
-                return position(outlook, job.band, place)
+                return position(view, place)
             since = state.since[job.band]
             rank = sorted(since, key=lambda each: (since[each], each.encode())).index(job_id)
             place = max(rank * len(waiting) // len(since), COUNTED)
-            return position(outlook, job.band, min(place, len(waiting) - 1), exact=False)
+            return position(view, min(place, len(waiting) - 1), exact=False)
 
     def stats(self, queue: str, *, top: int = 20) -> QueueStats:
         with self._lock:

@@ -6,7 +6,8 @@
 -- ARGV[8…] further fields and values of the record (output, error, usage)
 -- Returns 1 done, or done before by this very attempt | 0 stale, nothing changed.
 
--- A drain rate after this completion (broker/drain.py).
+-- A drain rate after this completion (broker/drain.py); `since` 0 counts idle time in, but before
+-- the first one.
 local function drained(drain, now, since, tokens)
   local jobs, sum, busy, at = 0, 0, 0, since
   if drain then
@@ -37,7 +38,9 @@ local now = now_ms()
 local running = unlease(base, id, job.tenant, job.status)
 taken = math.max(taken, LEAST_TOKENS)
 local own, used, due = 'd:' .. job.tenant, 'u:' .. job.tenant, 'due:' .. job.band
-local sums = call('HMGET', base .. 's', 'd', own, 'V:' .. job.band, due, 'taken', 'estimated', used)
+local coming, mine = 'b:' .. job.band, 'w:' .. job.tenant
+local sums = call('HMGET', base .. 's', 'd', own, 'V:' .. job.band, due, 'taken', 'estimated', used,
+  'pace', coming, mine)
 settle(base, job.band, job.tenant, taken, charged, policy('weight', job.tenant, ARGV[5]),
   tonumber(sums[3] or 0))
 local changed = {'d', drained(sums[1], now, job.since, taken),
@@ -52,6 +55,23 @@ if status == 'completed' then
   changed[9], changed[10] = 'estimated', tonumber(sums[6] or 0) * MEMORY + job.cost
   changed[11] = used
   changed[12] = struct.pack('<dd', before * MEMORY + taken, expected * MEMORY + job.cost)
+end
+local started = job.started or now
+local ran = math.max(now - started, 0)
+local tokens, spent = 0, 0
+if sums[8] then
+  tokens, spent = struct.unpack('<dd', sums[8])
+end
+changed[#changed + 1] = 'pace'
+changed[#changed + 1] = struct.pack('<dd', tokens * MEMORY + taken, spent * MEMORY + ran)
+-- Of a tenant that lives on what comes in: the job waited no longer than it ran, and no more wait
+-- behind it than run.
+if started - job.since <= ran
+    and call('LLEN', base .. 'q:' .. job.band .. ':' .. job.tenant) <= running then
+  changed[#changed + 1] = coming
+  changed[#changed + 1] = drained(sums[9], now, sums[9] and 0 or job.since, taken)
+  changed[#changed + 1] = mine
+  changed[#changed + 1] = drained(sums[10], now, sums[10] and 0 or job.since, taken)
 end
 call('HSET', base .. 's', unpack(changed))
 unpark(base, job.tenant, running, ARGV[6])

@@ -220,6 +220,14 @@ class Twins(RuleBasedStateMachine):
         for name, drain in state.drains.items():
             there = replace(drain, at_ms=drain.at_ms + offset)
             pipe.hset(BASE + "s", "d" if name is None else f"d:{name}", there.pack())
+        for name, coming in (
+            *((f"b:{band}", each) for band, each in state.coming.items()),
+            *((f"w:{tenant}", each) for tenant, each in state.coming_of.items()),
+        ):
+            there = replace(coming, at_ms=coming.at_ms + offset)
+            pipe.hset(BASE + "s", name, there.pack())
+        if state.pace != (0.0, 0.0):
+            pipe.hset(BASE + "s", "pace", struct.pack("<dd", *state.pace))
         for band, since in state.since.items():
             for job_id, moment in since.items():
                 pipe.zadd(f"{BASE}o:{band}", {job_id: moment + offset})
@@ -229,6 +237,8 @@ class Twins(RuleBasedStateMachine):
         for job_id in self.ids:
             record = self.memory._records[job_id]
             pipe.hset(keys.job(job_id), "queued_ms", record.since_ms + offset)
+            if record.job.started_ms:
+                pipe.hset(keys.job(job_id), "started_ms", record.job.started_ms + offset)
             if record.job.deadline_ms:
                 deadline = record.job.deadline_ms + offset
                 pipe.hset(keys.job(job_id), "deadline_ms", deadline)
@@ -401,7 +411,9 @@ class Twins(RuleBasedStateMachine):
         raw = {
             name: float(value)
             for name, value in kept.items()
-            if name not in drains and not name.startswith("u:") and name != "mode"
+            if name not in drains
+            and name[:2] not in ("u:", "b:", "w:")
+            and name not in ("mode", "pace")
         }
         # The clock of Redis went on meanwhile.
         late_ms = 100 + (time.monotonic() - self.aligned_s) * 1000
@@ -413,6 +425,13 @@ class Twins(RuleBasedStateMachine):
             assert drain.tokens == pytest.approx(twin_drain.tokens, rel=fading)
             assert drain.busy_ms == pytest.approx(twin_drain.busy_ms, rel=fading, abs=late_ms)
         assert not drains
+        # Which jobs hardly waited is a matter of milliseconds here; but not whose they can be.
+        coming = {name for name in kept if name[:2] in ("b:", "w:")}
+        assert coming <= {f"b:{band}" for band in BANDS} | {f"w:{name}" for name in state.drains}
+        if "pace" in kept:
+            tokens, spent_ms = struct.unpack("<dd", kept["pace"])
+            assert tokens == state.pace[0]
+            assert spent_ms == pytest.approx(state.pace[1], abs=32 * late_ms)
         fair = state.fair
         assert {name: struct.unpack("<dd", each) for name, each in used.items()} == fair.own
         assert (raw.get("taken", 0.0), raw.get("estimated", 0.0)) == (fair.taken, fair.estimated)
