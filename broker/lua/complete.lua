@@ -38,9 +38,8 @@ local now = now_ms()
 local running = unlease(base, id, job.tenant, job.status)
 taken = math.max(taken, LEAST_TOKENS)
 local own, used, due = 'd:' .. job.tenant, 'u:' .. job.tenant, 'due:' .. job.band
-local coming, mine = 'b:' .. job.band, 'w:' .. job.tenant
 local sums = call('HMGET', base .. 's', 'd', own, 'V:' .. job.band, due, 'taken', 'estimated', used,
-  'pace', coming, mine)
+  'pace')
 settle(base, job.band, job.tenant, taken, charged, policy('weight', job.tenant, ARGV[5]),
   tonumber(sums[3] or 0))
 local changed = {'d', drained(sums[1], now, job.since, taken),
@@ -56,22 +55,24 @@ if status == 'completed' then
   changed[11] = used
   changed[12] = struct.pack('<dd', before * MEMORY + taken, expected * MEMORY + job.cost)
 end
-local started = job.started or now
-local ran = math.max(now - started, 0)
+local ran = math.max(now - (job.started or now), 0)
 local tokens, spent = 0, 0
 if sums[8] then
   tokens, spent = struct.unpack('<dd', sums[8])
 end
-changed[#changed + 1] = 'pace'
-changed[#changed + 1] = struct.pack('<dd', tokens * MEMORY + taken, spent * MEMORY + ran)
+local k = #changed
+changed[k + 1], changed[k + 2] = 'pace', struct.pack('<dd', tokens * MEMORY + taken,
+  spent * MEMORY + ran)
 -- Of a tenant that lives on what comes in: the job waited no longer than it ran, and no more wait
 -- behind it than run.
-if started - job.since <= ran
+if now - ran - job.since <= ran
     and call('LLEN', base .. 'q:' .. job.band .. ':' .. job.tenant) <= running then
-  changed[#changed + 1] = coming
-  changed[#changed + 1] = drained(sums[9], now, sums[9] and 0 or job.since, taken)
-  changed[#changed + 1] = mine
-  changed[#changed + 1] = drained(sums[10], now, sums[10] and 0 or job.since, taken)
+  local coming, mine = 'b:' .. job.band, 'w:' .. job.tenant
+  local known = call('HMGET', base .. 's', coming, mine)
+  changed[k + 3] = coming
+  changed[k + 4] = drained(known[1], now, known[1] and 0 or job.since, taken)
+  changed[k + 5] = mine
+  changed[k + 6] = drained(known[2], now, known[2] and 0 or job.since, taken)
 end
 call('HSET', base .. 's', unpack(changed))
 unpark(base, job.tenant, running, ARGV[6])

@@ -383,6 +383,7 @@ class Twins(RuleBasedStateMachine):
             "forget": lambda queue: queue.set_policy(tenant, None),
             "sweep": lambda queue: queue.sweep(MODEL),
             "count": lambda queue: queue.count_claimable(MODEL, 6),
+            "count apart": lambda queue: queue.count_claimable(MODEL, 6, batch_room=2),
         }
         self.both(deeds[deed], crash=crash)
 
