@@ -8,14 +8,14 @@ from broker.forecast import RIVALS
 from broker.jobs import BANDS, Band
 from broker.memory_state import ModelQueue
 from broker.policies import TenantPolicy
-from broker.prospect import BandView, Prospect, Rival, demand, job_tokens, slot_rate, tokens_per_s
+from broker.prospect import BandView, Prospect, Rival, demand, job_tokens, tokens_per_s
 
 
 def prospect_of(
     state: ModelQueue, tenant: str, band: Band, now: int, policy_of: Callable[[str], TenantPolicy]
 ) -> Prospect:
     race, drain = state.fair.bands[band], state.drains.get(None)
-    rate, policy = slot_rate(*state.pace), policy_of(tenant)
+    policy = policy_of(tenant)
     oldest = min((at for since in state.since.values() for at in since.values()), default=now)
 
     def back(name: str) -> float:
@@ -29,10 +29,10 @@ def prospect_of(
     return Prospect(
         now_ms=now,
         band=band,
-        tokens_per_s=tokens_per_s(drain, now, oldest, rate, len(state.leases)),
+        tokens_per_s=tokens_per_s(drain, state.pace, now, oldest, len(state.leases)),
         own_tokens=job_tokens(state.drains.get(tenant), drain),
         mean_tokens=job_tokens(drain),
-        slot_tokens_per_s=rate,
+        slot_tokens_per_s=state.pace.slot_tokens_per_s,
         bands=[
             BandView(
                 waiting=len(state.since[each]) if state.fair.bands[each].active else 0,

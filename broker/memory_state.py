@@ -6,10 +6,11 @@ from collections import defaultdict, deque
 from dataclasses import dataclass, field
 
 from broker.drain import Drain, drained
-from broker.fairness import MEMORY, FairShare
+from broker.fairness import FairShare
 from broker.jobs import BANDS, Band, Event, Job, NewJob, Status, Usage
 from broker.limits import NO_LIMITS
 from broker.memory_limits import Owner, limits_of
+from broker.pace import Pace
 from broker.stats import DeadLetter, QueueMode
 
 #: Events kept per job.
@@ -77,8 +78,7 @@ class ModelQueue:
         #: What comes in and hardly waits: of bands, of tenants.
         self.coming: dict[Band, Drain] = {}
         self.coming_of: dict[str, Drain] = {}
-        #: Fading sums over ended jobs: tokens, and the time they ran (ms).
-        self.pace = (0.0, 0.0)
+        self.pace = Pace()
 
     def put(self, job: Job, now: int, *, head: bool) -> int:
         waiting = self.lists[job.band, job.tenant]
@@ -127,8 +127,7 @@ class ModelQueue:
     def note_end(self, job: Job, now: int, since: int, tokens: float) -> None:
         """Take account of what a completion tells of what comes in, and how fast jobs run."""
         ran = max(now - job.started_ms, 0)
-        before, spent = self.pace
-        self.pace = (before * MEMORY + tokens, spent * MEMORY + ran)
+        self.pace = self.pace.after(tokens, ran, len(self.leases) + 1)
         behind = len(self.lists.get((job.band, job.tenant), ()))
         if job.started_ms - since <= ran and behind <= self.running[job.tenant]:
             known, own = self.coming.get(job.band), self.coming_of.get(job.tenant)

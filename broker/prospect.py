@@ -11,8 +11,7 @@ that lives on what comes in takes only that, and no more than its share. A tenan
 its cap's worth of slots.
 
 Unknown to the model: workers that will come or go, tenants that will come or end, slots kept free
-of batch jobs, costs that change; and that a queue which was half idle could do more than it did is
-seen only once its slots are full. An estimate is as good as the next minute resembles the last.
+of batch jobs, costs that change. An estimate is as good as the next minute resembles the last.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from math import inf
 
 from broker.drain import Drain
 from broker.jobs import BAND_SHARES, BANDS, Band
+from broker.pace import Pace
 from broker.stats import Position
 
 #: Jobs of a tenant that are counted for a position; further behind it is estimated.
@@ -86,24 +86,18 @@ class Prospect:
 
 
 def tokens_per_s(
-    drain: Drain | None, now: int, oldest_ms: int, slot_tokens_per_s: float, running: int
+    drain: Drain | None, pace: Pace, now: int, oldest_ms: int, running: int
 ) -> float | None:
     """What a queue gets done whose oldest job waits since `oldest_ms`.
 
-    As measured, or what its running jobs make together where that is more: the mean of a queue that
-    was half idle says little of what it can do. When it stands still both shrink.
+    As measured, or what its slots make together where that is more: the mean of a queue that was
+    half idle says little of what it can do. When it stands still both shrink.
     """
     measured = drain.tokens_per_s if drain else None
     if drain is None or not measured:
         return None
     now_measured = drain.seen(now, oldest_ms).tokens_per_s or measured
-    together = slot_tokens_per_s * running if slot_tokens_per_s < inf else 0.0
-    return max(measured, together) * now_measured / measured
-
-
-def slot_rate(tokens: float, spent_ms: float) -> float:
-    """Tokens/s of one running job, by sums over ended ones."""
-    return tokens / spent_ms * 1000 if spent_ms >= 1 else inf
+    return max(measured, pace.together(running)) * now_measured / measured
 
 
 def demand(coming: Drain | None, now: int) -> float:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from struct import Struct
 from typing import Any
 
 from broker.drain import Drain
 from broker.forecast import RIVALS
 from broker.jobs import BANDS, Band
-from broker.prospect import BandView, Prospect, Rival, demand, job_tokens, slot_rate, tokens_per_s
+from broker.pace import Pace
+from broker.prospect import BandView, Prospect, Rival, demand, job_tokens, tokens_per_s
 from config.settings import Queue as QueueSettings
 
-_PACE = Struct("<2d")
 _B = len(BANDS)
 
 
 def decode_prospect(reply: list[Any], band: Band, settings: QueueSettings) -> Prospect:
     now, oldest, in_flight, waiting, at, tenants, rows, runs, weights, caps, state = reply
-    pace = state.pop(1)
-    rate = slot_rate(*_PACE.unpack(pace)) if pace else slot_rate(0, 0)
+    pace = Pace.unpack(state.pop(1))
     drain, *drains = map(Drain.unpack, state)
     coming, (own, own_coming), theirs = drains[:_B], drains[_B : _B + 2], drains[_B + 2 :]
     running, *rival_runs = (int(raw or 0) for raw in runs)
@@ -50,10 +48,10 @@ def decode_prospect(reply: list[Any], band: Band, settings: QueueSettings) -> Pr
     return Prospect(
         now_ms=now,
         band=band,
-        tokens_per_s=tokens_per_s(drain, now, oldest, rate, in_flight),
+        tokens_per_s=tokens_per_s(drain, pace, now, oldest, in_flight),
         own_tokens=job_tokens(own, drain),
         mean_tokens=job_tokens(drain),
-        slot_tokens_per_s=rate,
+        slot_tokens_per_s=pace.slot_tokens_per_s,
         bands=[
             BandView(waiting=jobs, demand=demand(each, now))
             for jobs, each in zip(waiting, coming, strict=True)

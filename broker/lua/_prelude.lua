@@ -17,8 +17,8 @@
 --                          `stale` (writes of stale attempts that were refused);
 --                          `d`, `d:<tenant>` (drain rates: broker/drain.py);
 --                          `b:<band>`, `w:<tenant>` (the same of jobs that hardly waited, idle time
---                          counted in: what comes in); `pace` (fading sums over ended jobs, packed:
---                          tokens, and ms they ran);
+--                          counted in: what comes in); `pace` (fading, packed: tokens of ended
+--                          jobs, ms they ran, most jobs that ran side by side);
 --                          `cursor`, `drains` (where the sweep goes on)
 --   n, if          HASH    tenant -> waiting (queued + delayed) jobs; tenant -> running jobs
 --   t              ZSET    tenant -> waiting + running jobs

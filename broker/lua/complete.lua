@@ -56,13 +56,14 @@ if status == 'completed' then
   changed[12] = struct.pack('<dd', before * MEMORY + taken, expected * MEMORY + job.cost)
 end
 local ran = math.max(now - (job.started or now), 0)
-local tokens, spent = 0, 0
+local tokens, spent, most = 0, 0, 0
 if sums[8] then
-  tokens, spent = struct.unpack('<dd', sums[8])
+  tokens, spent, most = struct.unpack('<ddd', sums[8])
 end
+most = math.max(most * PEAK_MEMORY, call('ZCARD', base .. 'l') + 1)
 local k = #changed
-changed[k + 1], changed[k + 2] = 'pace', struct.pack('<dd', tokens * MEMORY + taken,
-  spent * MEMORY + ran)
+changed[k + 1], changed[k + 2] = 'pace', struct.pack('<ddd', tokens * MEMORY + taken,
+  spent * MEMORY + ran, most)
 -- Of a tenant that lives on what comes in: the job waited no longer than it ran, and no more wait
 -- behind it than run.
 if now - ran - job.since <= ran

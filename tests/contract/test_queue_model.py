@@ -40,6 +40,7 @@ from broker.errors import (
 from broker.jobs import BANDS, Accepted, Band, Claim, Delta, NewJob, Outcome, Status, Usage
 from broker.limits import RateLimits
 from broker.memory import MemoryQueue
+from broker.pace import Pace
 from broker.policies import TenantPolicy
 from broker.queue import JobQueue
 from broker.redis_queue import RedisQueue
@@ -226,8 +227,8 @@ class Twins(RuleBasedStateMachine):
         ):
             there = replace(coming, at_ms=coming.at_ms + offset)
             pipe.hset(BASE + "s", name, there.pack())
-        if state.pace != (0.0, 0.0):
-            pipe.hset(BASE + "s", "pace", struct.pack("<dd", *state.pace))
+        if state.pace != Pace():
+            pipe.hset(BASE + "s", "pace", state.pace.pack())
         for band, since in state.since.items():
             for job_id, moment in since.items():
                 pipe.zadd(f"{BASE}o:{band}", {job_id: moment + offset})
@@ -430,9 +431,9 @@ class Twins(RuleBasedStateMachine):
         coming = {name for name in kept if name[:2] in ("b:", "w:")}
         assert coming <= {f"b:{band}" for band in BANDS} | {f"w:{name}" for name in state.drains}
         if "pace" in kept:
-            tokens, spent_ms = struct.unpack("<dd", kept["pace"])
-            assert tokens == state.pace[0]
-            assert spent_ms == pytest.approx(state.pace[1], abs=32 * late_ms)
+            pace = Pace.unpack(kept["pace"])
+            assert (pace.tokens, pace.peak) == (state.pace.tokens, state.pace.peak)
+            assert pace.spent_ms == pytest.approx(state.pace.spent_ms, abs=32 * late_ms)
         fair = state.fair
         assert {name: struct.unpack("<dd", each) for name, each in used.items()} == fair.own
         assert (raw.get("taken", 0.0), raw.get("estimated", 0.0)) == (fair.taken, fair.estimated)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import inf
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from broker.drain import Drain
 from broker.jobs import Band
+from broker.pace import Pace
 from broker.prospect import (
     BandView,
     Prospect,
@@ -16,7 +18,6 @@ from broker.prospect import (
     demand,
     job_tokens,
     position,
-    slot_rate,
     start_in_s,
     tokens_per_s,
 )
@@ -135,18 +136,34 @@ def test_who_keeps_coming_in_the_same_band_takes_a_turn_each() -> None:
 
 def test_how_much_the_queue_gets_done() -> None:
     half_idle = Drain(100, 10_000, 50_000, 60_000)
-    assert tokens_per_s(None, 60_000, 60_000, 50.0, 4) is None
-    assert tokens_per_s(half_idle, 60_000, 60_000, 50.0, 2) == pytest.approx(200)
-    assert tokens_per_s(half_idle, 60_000, 60_000, 50.0, 8) == pytest.approx(400)
-    assert tokens_per_s(half_idle, 60_000, 60_000, inf, 8) == pytest.approx(200)
-    stuck = tokens_per_s(half_idle, 240_000, 60_000, 50.0, 8)
+    slots = Pace(tokens=500, spent_ms=10_000, peak=2.0)
+    assert tokens_per_s(None, slots, 60_000, 60_000, 4) is None
+    assert tokens_per_s(half_idle, slots, 60_000, 60_000, 2) == pytest.approx(200)
+    assert tokens_per_s(half_idle, slots, 60_000, 60_000, 8) == pytest.approx(380)
+    assert tokens_per_s(half_idle, replace(slots, peak=8.0), 60_000, 60_000, 2) == pytest.approx(
+        380
+    )
+    assert tokens_per_s(half_idle, Pace(), 60_000, 60_000, 8) == pytest.approx(200)
+    stuck = tokens_per_s(half_idle, slots, 240_000, 60_000, 8)
     assert stuck is not None
     assert stuck < 50
 
 
+def test_how_fast_jobs_run() -> None:
+    pace = Pace()
+    assert pace.slot_tokens_per_s == inf
+    for running in (3, 5, 2):
+        pace = pace.after(100, 2_000, running)
+    assert pace.slot_tokens_per_s == pytest.approx(50)
+    assert pace.peak == pytest.approx(5.0, rel=0.01)
+    assert Pace.unpack(pace.pack()) == pace
+    for _ in range(1_000):
+        pace = pace.after(100, 1_000, 1)
+    assert pace.slot_tokens_per_s == pytest.approx(100, rel=0.01)
+    assert pace.peak == 1.0
+
+
 def test_what_measures_say_of_jobs() -> None:
-    assert slot_rate(500, 2_000) == 250
-    assert slot_rate(0, 0) == inf
     assert job_tokens(None, Drain(4, 100, 1_000, 0)) == 25
     assert job_tokens(None, None) == 1
     coming = Drain(10, 600, 60_000, 0)
