@@ -45,15 +45,17 @@ class JobTask(celery.Task):  # type: ignore[misc]
     Request = "workers.requests:JobRequest"
 
 
-def make_app(settings: Settings, *, model_queues: Iterable[str]) -> celery.Celery:
+def make_app(
+    settings: Settings, *, model_queues: Iterable[str], owner: str | None = None
+) -> celery.Celery:
     """A Celery app whose `redis://` is our transport, with one queue per model.
 
     The change of transport is made for the whole process. With `queue.broker_url` set, the app is
-    on RabbitMQ, and its queues carry tickets.
+    on RabbitMQ, and its queues carry tickets; a worker (`owner`) has one of its own as well.
     """
     use_transport()
     app = celery.Celery("forebay", task_cls=JobTask)
-    app.conf.update(configuration(settings, frozenset(model_queues)))
+    app.conf.update(configuration(settings, frozenset(model_queues), owner))
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
     signals.worker_shutting_down.connect(_drain, weak=False, dispatch_uid="forebay-drain")
@@ -71,13 +73,17 @@ def use_transport() -> None:
         transport._transport_cache.pop(scheme, None)
 
 
-def configuration(settings: Settings, model_queues: frozenset[str]) -> dict[str, Any]:
+def configuration(
+    settings: Settings, model_queues: frozenset[str], owner: str | None = None
+) -> dict[str, Any]:
     if settings.queue.broker_url.get_secret_value():
-        return _common(settings) | _over_rabbitmq(settings, model_queues)
+        return _common(settings) | _over_rabbitmq(settings, model_queues, owner)
     return _common(settings) | _over_redis(settings, model_queues)
 
 
-def _over_rabbitmq(settings: Settings, model_queues: frozenset[str]) -> dict[str, Any]:
+def _over_rabbitmq(
+    settings: Settings, model_queues: frozenset[str], owner: str | None
+) -> dict[str, Any]:
     """Workers consume tickets; see `broker.tickets`."""
     url = settings.queue.broker_url.get_secret_value()
     return {
@@ -89,7 +95,9 @@ def _over_rabbitmq(settings: Settings, model_queues: frozenset[str]) -> dict[str
         },
         # A connection that fell silent is dropped after twice this.
         "broker_heartbeat": HEALTH_CHECK_S,
-        "task_queues": [tickets.ticket_queue(name) for name in sorted(model_queues)],
+        "task_queues": [
+            queue for name in sorted(model_queues) for queue in tickets.ticket_queues(name, owner)
+        ],
     }
 
 

@@ -19,7 +19,15 @@ from broker.outages import OutageLog
 from broker.policies import TenantPolicy
 from broker.queue import CancelResult, LeaseState
 from broker.reading_calls import Listing
-from broker.stats import DeadLetter, LeaseStats, Position, QueueStats, TenantQueue, WorkerStatus
+from broker.stats import (
+    Claimable,
+    DeadLetter,
+    LeaseStats,
+    Position,
+    QueueStats,
+    TenantQueue,
+    WorkerStatus,
+)
 from config.settings import Queue as QueueSettings
 
 T = TypeVar("T")
@@ -177,8 +185,10 @@ class AsyncRedisQueue:
     async def sweep(self, queue: str) -> int:
         return await self._run(self._calls.sweep(queue))
 
-    async def count_claimable(self, queue: str, most: int) -> int:
-        return await self._run(self._calls.count_claimable(queue, most))
+    async def count_claimable(
+        self, queue: str, most: int, *, batch_room: int | None = None
+    ) -> Claimable:
+        return await self._run(self._calls.count_claimable(queue, most, batch_room))
 
     # -- dead letters -----------------------------------------------------------------------------
     async def dead_letters(

@@ -32,7 +32,7 @@ from broker.limits import state as limit_state
 from broker.policies import TenantPolicy, shedding_marks
 from broker.queue import CancelResult, LeaseState
 from broker.reading_calls import ReadingCalls
-from broker.stats import QueueMode
+from broker.stats import Claimable, QueueMode
 from broker.wire import Arg, pairs
 from config.settings import Queue as QueueSettings
 
@@ -267,8 +267,11 @@ class Calls(ReadingCalls):
     def sweep(self, queue: str) -> Call[int]:
         return script_call(scripts.SWEEP, number, (keys.base(queue),), self._cap, SWEEP_BATCH)
 
-    def count_claimable(self, queue: str, most: int) -> Call[int]:
-        return script_call(scripts.COUNT_CLAIMABLE, number, (keys.base(queue),), self._cap, most)
+    def count_claimable(self, queue: str, most: int, batch_room: int | None) -> Call[Claimable]:
+        return script_call(
+            scripts.COUNT_CLAIMABLE, lambda reply, _: Claimable(*reply), (keys.base(queue),),
+            self._cap, most, "" if batch_room is None else batch_room,
+        )  # fmt: skip
 
     # -- policy and readings ----------------------------------------------------------------------
     def set_policy(

@@ -1,10 +1,9 @@
-"""When will it be my turn? Estimates from shares and drain rates.
+"""When may a refused caller come back? Estimates from shares and drain rates.
 
-The model is a fluid one. The queue gets R tokens/s done (`drain.py`). A band with work gets its
-share of them over the shares of all bands with work; a tenant gets its weight's part of its band,
-among the tenants that race in it now; its jobs take as many tokens as they took lately. That gives
-the tenant's jobs/s, and the job at position p starts after (p + 1/2) / rate: p jobs before it, and
-on average half an interval until the next start.
+The queue gets R tokens/s done (`drain.py`). A band with work gets its share of them over the shares
+of all bands with work; a tenant gets its weight's part of its band, among the tenants that race in
+it now; its jobs take as many tokens as they took lately. That gives the tenant's jobs/s. Cheap
+enough for a storm of refusals; when a waiting job will start is foretold by `prospect.py`.
 
 A tenant at its cap is as slow as its own running jobs, so its own measured rate counts instead.
 Unknown to the model: jobs that will come, workers that will come or go, costs that change. An
@@ -18,7 +17,6 @@ from typing import Any
 
 from broker.drain import Drain
 from broker.jobs import BAND_SHARES, BANDS, Band
-from broker.stats import Position
 
 #: Bounds of what a refused caller is told to wait, and what it is told when nothing is known.
 LEAST_WAIT_MS = 1_000
@@ -26,9 +24,8 @@ MOST_WAIT_MS = 600_000
 UNKNOWN_WAIT_MS = 5_000
 #: A caller told to come back finds this part of a bound free, if it drains as it did.
 _ROOM = 1 / 16
-#: Jobs of a tenant that are counted for a position; further behind it is estimated.
-COUNTED = 1_000
-#: Tenants of a band whose weights are read; more are taken to be like these.
+#: Tenants of a band that are looked at (and for a position as many at their cap); more are taken
+#: to be like these.
 RIVALS = 32
 
 
@@ -91,24 +88,6 @@ def part_of_band(own: float, known: list[float], racing: int, *, races: bool) ->
     """
     total = sum(known) * max(racing / len(known), 1.0) if known else 0.0
     return own / max(total if races else total + own, own)
-
-
-def start_in_ms(outlook: Outlook, band: Band, position: int) -> int | None:
-    """Expected wait of a tenant's job with `position` others of the tenant before it."""
-    rate = outlook.jobs_per_s(band)
-    return round((position + 0.5) / rate * 1000) if rate else None
-
-
-def position(
-    outlook: Outlook, band: Band, place: int, *, exact: bool = True, due_ms: int = 0
-) -> Position:
-    """Of a job with `place` others of its tenant before it, or of a delayed one."""
-    wait = start_in_ms(outlook, band, place)
-    return Position(
-        position=place,
-        exact=exact,
-        estimated_start_ms=None if wait is None else max(outlook.now_ms, due_ms) + wait,
-    )
 
 
 def tenant_wait_ms(outlook: Outlook, band: Band, bound: int) -> int:

@@ -42,9 +42,9 @@ class LeaseRegistry:
     """All leases of one worker process.
 
     `status` and `healthy` are asked in the upkeep's thread (`healthy` also in Celery's) and must
-    be cheap; `batch_slots` tells how many batch jobs it may hold at once (None: any number). While
-    `healthy` is false nothing is claimed or renewed, so that other workers get the jobs once
-    `ttl_s` is over.
+    be cheap. `batch_slots` tells how many batch jobs it may hold at once (None: any number),
+    `slots` how many jobs in all, where the transport doesn't see to that. While `healthy` is false
+    nothing is claimed or renewed, so that other workers get the jobs once `ttl_s` is over.
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class LeaseRegistry:
         healthy: Callable[[], bool],
         grace_s: float = 8.0,
         batch_slots: Callable[[], int] | None = None,
+        slots: Callable[[], int] | None = None,
     ) -> None:
         self.queue = queue
         self.queue_name = queue_name
@@ -77,6 +78,7 @@ class LeaseRegistry:
         self.on_drain: Callable[[], object] | None = None
         self._status = status
         self._batch_slots = batch_slots
+        self._slots = slots
         #: The transport waits for other work than batch jobs: it wants to hear when there is room.
         self._deaf = False
         self._healthy = healthy
@@ -130,7 +132,14 @@ class LeaseRegistry:
         """Batch jobs that may be claimed now; None: any number."""
         if self._batch_slots is None:
             return None
-        return max(self._batch_slots() - self._leases.count(Band.BATCH), 0)
+        most = self._batch_slots()
+        room = most - self._leases.count(Band.BATCH)
+        if self._slots is not None:
+            slots = self._slots()
+            if most >= slots:
+                return None
+            room = min(room, slots - self.held)
+        return max(room, 0)
 
     def wait_for_room(self) -> bool:
         """Whether batch jobs have no room now; if so, the worker is woken when one has ended."""

@@ -269,6 +269,7 @@ class MemoryQueue(MemoryReadings):
             taken = max(outcome.taken, LEAST_TOKENS)
             state.fair.settle(job.band, job.tenant, taken, lease.charged, policy.weight)
             state.drain(job.tenant, self._clock_ms(), record.since_ms, taken)
+            state.note_end(job, self._clock_ms(), record.since_ms, taken)
             if outcome.status is Status.COMPLETED:
                 state.fair.learn(job.tenant, job.cost, taken)
             state.unpark(job.tenant, policy.max_in_flight)

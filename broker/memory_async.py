@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 from broker.jobs import Accepted, Band, Claim, Delta, Event, Job, NewJob, Outcome, Status
 from broker.policies import TenantPolicy
 from broker.queue import CancelResult, LeaseState
-from broker.stats import DeadLetter, LeaseStats, Position, QueueStats, TenantQueue, WorkerStatus
+from broker.stats import (
+    Claimable,
+    DeadLetter,
+    LeaseStats,
+    Position,
+    QueueStats,
+    TenantQueue,
+    WorkerStatus,
+)
 
 if TYPE_CHECKING:
     from broker.memory import MemoryQueue
@@ -108,8 +116,10 @@ class AsyncMemoryQueue:
     async def sweep(self, queue: str) -> int:
         return self._memory.sweep(queue)
 
-    async def count_claimable(self, queue: str, most: int) -> int:
-        return self._memory.count_claimable(queue, most)
+    async def count_claimable(
+        self, queue: str, most: int, *, batch_room: int | None = None
+    ) -> Claimable:
+        return self._memory.count_claimable(queue, most, batch_room=batch_room)
 
     # -- dead letters -----------------------------------------------------------------------------
     async def dead_letters(

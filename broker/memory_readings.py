@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 from broker.errors import JobNotFoundError
-from broker.forecast import COUNTED, position
-from broker.jobs import Band, Event, EventType, Job, Status
+from broker.jobs import BANDS, Band, Event, EventType, Job, Status
+from broker.memory_prospect import prospect_of
 from broker.memory_state import ModelQueue
 from broker.memory_store import MemoryStore
+from broker.prospect import COUNTED, position
 from broker.reading_calls import tenant_stats
 from broker.stats import (
     BandStats,
+    Claimable,
     DeadLetter,
     LeaseStats,
     Position,
@@ -68,24 +70,26 @@ class MemoryReadings(MemoryStore):
         ]
         return found[:limit], len(found) > limit
 
-    def count_claimable(self, queue: str, most: int) -> int:
+    def count_claimable(self, queue: str, most: int, *, batch_room: int | None = None) -> Claimable:
         with self._lock:
             state = self._queues.setdefault(queue, ModelQueue())
             self._reclaim(state)
             self._promote(state)
             self._expire(state)
             if state.mode == "paused":
-                return 0
+                return Claimable(0, 0)
             room: dict[str, int] = {}
-            count = 0
+            counts = dict.fromkeys(BANDS, 0)
             for band, race in state.fair.bands.items():
                 for tenant in race.active:
                     cap = self._policy(tenant).max_in_flight
                     free = room.get(tenant, max(cap - state.running[tenant], 1))
                     taken = min(len(state.lists[band, tenant]), free)
                     room[tenant] = free - taken
-                    count += taken
-            return min(count, most)
+                    counts[band] += taken
+            batch = 0 if batch_room is None else counts.pop(Band.BATCH)
+            anywhere = min(sum(counts.values()), most)
+            return Claimable(anywhere, min(batch, batch_room or 0, most - anywhere))
 
     def events(self, job_id: str, *, after: int = 0) -> tuple[list[Event], bool]:
         with self._lock:
@@ -105,17 +109,17 @@ class MemoryReadings(MemoryStore):
             if job.status is not Status.QUEUED:
                 return None
             state = self._queues[job.model]
-            outlook = self._outlook(state, job.tenant, job.band)
+            view = prospect_of(state, job.tenant, job.band, self._clock_ms(), self._policy)
             if job_id in state.delayed:
-                return position(outlook, job.band, 0, due_ms=state.delayed[job_id])
+                return position(view, 0, due_ms=state.delayed[job_id])
             waiting = state.lists[job.band, job.tenant]
             place = waiting.index(job_id)
             if place < COUNTED:
-                return position(outlook, job.band, place)
+                return position(view, place)
             since = state.since[job.band]
             rank = sorted(since, key=lambda each: (since[each], each.encode())).index(job_id)
             place = max(rank * len(waiting) // len(since), COUNTED)
-            return position(outlook, job.band, min(place, len(waiting) - 1), exact=False)
+            return position(view, min(place, len(waiting) - 1), exact=False)
 
     def stats(self, queue: str, *, top: int = 20) -> QueueStats:
         with self._lock:

@@ -10,6 +10,7 @@ from broker.fairness import FairShare
 from broker.jobs import BANDS, Band, Event, Job, NewJob, Status, Usage
 from broker.limits import NO_LIMITS
 from broker.memory_limits import Owner, limits_of
+from broker.pace import Pace
 from broker.stats import DeadLetter, QueueMode
 
 #: Events kept per job.
@@ -74,6 +75,10 @@ class ModelQueue:
         self.mode: QueueMode = "running"
         #: Drain rates: of the queue (None) and of tenants.
         self.drains: dict[str | None, Drain] = {}
+        #: What comes in and hardly waits: of bands, of tenants.
+        self.coming: dict[Band, Drain] = {}
+        self.coming_of: dict[str, Drain] = {}
+        self.pace = Pace()
 
     def put(self, job: Job, now: int, *, head: bool) -> int:
         waiting = self.lists[job.band, job.tenant]
@@ -119,12 +124,23 @@ class ModelQueue:
         for name in (None, tenant):
             self.drains[name] = drained(self.drains.get(name), now, since, tokens)
 
+    def note_end(self, job: Job, now: int, since: int, tokens: float) -> None:
+        """Take account of what a completion tells of what comes in, and how fast jobs run."""
+        ran = max(now - job.started_ms, 0)
+        self.pace = self.pace.after(tokens, ran, len(self.leases) + 1)
+        behind = len(self.lists.get((job.band, job.tenant), ()))
+        if job.started_ms - since <= ran and behind <= self.running[job.tenant]:
+            known, own = self.coming.get(job.band), self.coming_of.get(job.tenant)
+            self.coming[job.band] = drained(known, now, 0 if known else since, tokens)
+            self.coming_of[job.tenant] = drained(own, now, 0 if own else since, tokens)
+
     def forget_rates(self, now: int) -> None:
         """Drop the rates of tenants that had nothing done for an hour, and what their jobs took."""
         for name, drain in list(self.drains.items()):
             if name is not None and drain.at_ms < now - _RATES_MS:
                 del self.drains[name]
                 self.fair.own.pop(name, None)
+                self.coming_of.pop(name, None)
 
     def unbury(self, job_id: str) -> None:
         """The job is no dead letter any more, if it was one."""

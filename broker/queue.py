@@ -7,7 +7,15 @@ from typing import Literal, Protocol
 
 from broker.jobs import Accepted, Band, Claim, Delta, Event, Job, NewJob, Outcome, Status
 from broker.policies import TenantPolicy
-from broker.stats import DeadLetter, LeaseStats, Position, QueueStats, TenantQueue, WorkerStatus
+from broker.stats import (
+    Claimable,
+    DeadLetter,
+    LeaseStats,
+    Position,
+    QueueStats,
+    TenantQueue,
+    WorkerStatus,
+)
 
 LeaseState = Literal["ok", "lost", "cancel"]
 CancelResult = Literal["cancelled", "cancelling", "terminal"]
@@ -157,8 +165,11 @@ class JobQueue(Protocol):
         """
         ...
 
-    def count_claimable(self, queue: str, most: int) -> int:
+    def count_claimable(self, queue: str, most: int, *, batch_room: int | None = None) -> Claimable:
         """How many jobs could be claimed now, up to `most`; does first what a claim does first.
+
+        Batch jobs are counted apart where the caller has room for `batch_room` of them (None: for
+        any number), and up to that.
 
         For brokers that announce jobs one by one (`broker.tickets`). A tenant whose cap was lowered
         below what it runs counts for one job until the next claim finds out.

@@ -12,8 +12,9 @@ from broker import keys, scripts
 from broker.call import Call, script_call
 from broker.drain import Drain
 from broker.errors import JobNotFoundError
-from broker.forecast import COUNTED, Outlook, position
 from broker.jobs import BANDS, Band, Event, EventType, Job, JobError, Status
+from broker.prospect import COUNTED, position
+from broker.prospect_reply import decode_prospect
 from broker.stats import (
     BandStats,
     DeadLetter,
@@ -37,6 +38,7 @@ class ReadingCalls:
     """Calls that change no job; no I/O."""
 
     def __init__(self, settings: QueueSettings) -> None:
+        self._settings = settings
         self._weight = settings.default_weight
         self._lease_ms = int(settings.lease_ttl_s * 1000)
 
@@ -76,10 +78,10 @@ class ReadingCalls:
                 return None
             code, name, value, raw, *exact = reply
             band = Band(name.decode())
-            outlook = Outlook.from_reply(raw, band, self._weight)
+            view = decode_prospect(raw, band, self._settings)
             if code == 1:
-                return position(outlook, band, 0, due_ms=value)
-            return position(outlook, band, value, exact=bool(exact[0]))
+                return position(view, 0, due_ms=value)
+            return position(view, value, exact=bool(exact[0]))
 
         return script_call(
             scripts.POSITION, decode, (keys.job(job_id),), job_id, tenant or "", COUNTED

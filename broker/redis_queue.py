@@ -18,7 +18,15 @@ from broker.jobs import Accepted, Band, Claim, Delta, Event, Job, NewJob, Outcom
 from broker.policies import TenantPolicy
 from broker.queue import CancelResult, LeaseState
 from broker.reading_calls import Listing
-from broker.stats import DeadLetter, LeaseStats, Position, QueueStats, TenantQueue, WorkerStatus
+from broker.stats import (
+    Claimable,
+    DeadLetter,
+    LeaseStats,
+    Position,
+    QueueStats,
+    TenantQueue,
+    WorkerStatus,
+)
 from broker.wire import Arg, pack
 from config.settings import Queue as QueueSettings
 
@@ -209,8 +217,8 @@ class RedisQueue:
     def sweep(self, queue: str) -> int:
         return self._run(self._calls.sweep(queue))
 
-    def count_claimable(self, queue: str, most: int) -> int:
-        return self._run(self._calls.count_claimable(queue, most))
+    def count_claimable(self, queue: str, most: int, *, batch_room: int | None = None) -> Claimable:
+        return self._run(self._calls.count_claimable(queue, most, batch_room))
 
     # -- dead letters -----------------------------------------------------------------------------
     def dead_letters(

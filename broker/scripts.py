@@ -17,6 +17,7 @@ from broker.fairness import LEAST_TOKENS, MEMORY
 from broker.forecast import RIVALS
 from broker.jobs import BAND_SHARES, BANDS, STUB_S
 from broker.limits import MINUTE_MS, TOLERANCE_MS
+from broker.pace import PEAK_MEMORY
 from broker.webhooks.outbox import MOST_EVENTS
 
 
@@ -40,6 +41,7 @@ def _constants(script: str) -> str:
         "PLACE": f"{{{places}}}",
         "STATE": f"{{{state}}}",
         "MEMORY": repr(MEMORY),
+        "PEAK_MEMORY": repr(PEAK_MEMORY),
         "LEAST_TOKENS": repr(LEAST_TOKENS),
         "FADING_MS": repr(FADING_MS),
         "RIVALS": repr(RIVALS),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from broker.jobs import Band, JobError
 
@@ -75,6 +75,15 @@ class Position:
     exact: bool
     #: Unix milliseconds; None while nothing was measured.
     estimated_start_ms: int | None
+
+
+class Claimable(NamedTuple):
+    """Jobs that could be claimed now."""
+
+    #: By any worker.
+    anywhere: int
+    #: Batch jobs, by the worker that asked.
+    here: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -122,6 +122,28 @@ class Errors:
     at_submit: list[float] = field(default_factory=list)
     without: int = 0
 
+    def add(self, off_ms: float, real_ms: float, *, at_submit: bool) -> None:
+        """Take account of an estimate: how far off, of which real wait."""
+        if real_ms < LONG_S * 1000:
+            self.short_ms.append(off_ms)
+            return
+        self.relative.append(off_ms / real_ms)
+        if at_submit:
+            self.at_submit.append(off_ms / real_ms)
+
+
+def arrivals(load: Load, dice: random.Random) -> Iterator[tuple[float, Source]]:
+    """When jobs come, in seconds from the beginning, in order."""
+    found = []
+    for source in load.sources:
+        found += [(source.late_s, source)] * source.burst
+        at = 0.0
+        while source.rate and (at := at + dice.expovariate(source.rate)) < load.seconds:
+            found.append((at, source))
+    # Jobs that come together come mixed.
+    dice.shuffle(found)
+    return iter(sorted(found, key=lambda each: each[0]))
+
 
 class Bench:
     def __init__(self, lab: Lab, load: Load, number: int) -> None:
@@ -189,23 +211,9 @@ class Bench:
             Guess(job_id, time.time_ns() // 1_000_000, place.estimated_start_ms, at_submit)
         )
 
-    def _arrivals(self) -> Iterator[tuple[float, Source]]:
-        """When jobs come, in seconds from now, in order."""
-        found = []
-        for source in self._load.sources:
-            found += [(source.late_s, source)] * source.burst
-            at = 0.0
-            while source.rate and (at := at + self._random.expovariate(source.rate)) < (
-                self._load.seconds
-            ):
-                found.append((at, source))
-        # Jobs that come together come mixed.
-        self._random.shuffle(found)
-        return iter(sorted(found, key=lambda each: each[0]))
-
     def _feed(self) -> None:
         began = look = time.monotonic()
-        for at, source in self._arrivals():
+        for at, source in arrivals(self._load, self._random):
             while (now := time.monotonic()) < began + at:
                 if now >= look:
                     self._look()
@@ -232,12 +240,7 @@ class Bench:
         for guess in self._guesses:
             real = started[guess.job_id] - guess.read_ms
             off = guess.start_ms - started[guess.job_id]
-            if real < LONG_S * 1000:
-                self._errors.short_ms.append(off)
-                continue
-            self._errors.relative.append(off / real)
-            if guess.at_submit:
-                self._errors.at_submit.append(off / real)
+            self._errors.add(off, real, at_submit=guess.at_submit)
 
 
 def row(name: str, errors: Errors) -> list[str]:

@@ -25,7 +25,8 @@ from broker.leases import LeaseRegistry
 from broker.leases import install as install_registry
 from broker.redis_queue import RedisQueue
 from broker.stats import WorkerStatus
-from broker.tickets import TicketIssuer, TicketOffice
+from broker.ticket_issuer import TicketIssuer
+from broker.tickets import TicketOffice
 from config.catalogue import ModelSpec
 from config.logs import get_logger
 from config.settings import Settings
@@ -113,6 +114,7 @@ class WorkerProcess:
         serve_metrics(settings)
         client = connect(settings.redis)
         queue = RedisQueue(client, settings.queue)
+        by_tickets = bool(settings.queue.broker_url.get_secret_value())
         registry = LeaseRegistry(
             queue,
             queue_name=spec.name,
@@ -123,6 +125,7 @@ class WorkerProcess:
             healthy=self._healthy,
             grace_s=settings.worker.grace_s,
             batch_slots=self._batch_slots,
+            slots=self._capacity if by_tickets else None,
         )
         install_registry(registry)
         registry.start()
@@ -155,9 +158,9 @@ class WorkerProcess:
                 metrics=metrics,
                 answers=answers,
             )
-            if settings.queue.broker_url.get_secret_value():
+            if by_tickets:
                 tasks.install(runner, Turns(registry, runner, metrics))
-                issuer = self._issue_tickets(client, queue, metrics)
+                issuer = self._issue_tickets(client, registry, metrics)
             else:
                 tasks.install(runner)
             _settle_down()
@@ -197,11 +200,10 @@ class WorkerProcess:
         return desk
 
     def _issue_tickets(
-        self, client: redis.Redis, queue: RedisQueue, metrics: WorkerMetrics
+        self, client: redis.Redis, registry: LeaseRegistry, metrics: WorkerMetrics
     ) -> TicketIssuer:
-        model = self._spec.name
-        office = TicketOffice(self._settings.queue, model)
-        issuer = TicketIssuer(office, client, queue, model, metrics.tickets_issued)
+        office = TicketOffice(self._settings.queue, self._spec.name, self._owner)
+        issuer = TicketIssuer(office, client, registry, metrics.tickets_issued)
         issuer.start()
         return issuer
 
@@ -213,7 +215,7 @@ class WorkerProcess:
             """Connected so that Celery leaves the logging of this process alone."""
 
         setup_logging.connect(keep_our_logging, weak=False)
-        app = make_app(self._settings, model_queues=[self._spec.name])
+        app = make_app(self._settings, model_queues=[self._spec.name], owner=self._owner)
         app.set_current()
         worker = app.Worker(
             hostname=f"{self._name}@{self._hostname}",
@@ -233,8 +235,10 @@ class WorkerProcess:
         os.kill(os.getpid(), signal.SIGTERM)
 
     def _batch_slots(self) -> int:
-        capacity = self._engine.capacity if self._engine else 1
-        return max(1, int(capacity * self._settings.queue.batch_slots))
+        return max(1, int(self._capacity() * self._settings.queue.batch_slots))
+
+    def _capacity(self) -> int:
+        return self._engine.capacity if self._engine else 1
 
     def _healthy(self) -> bool:
         return self._engine is None or self._state == "loading" or self._engine.alive

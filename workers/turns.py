@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Protocol
 
 from broker.errors import BrokerUnavailableError
@@ -38,6 +39,7 @@ class Turns:
         self._registry = registry
         self._runner = runner
         self._metrics = metrics
+        self._claiming = threading.Lock()
 
     def take(self, ticket: str) -> str | None:
         """Claim a job and run it; returns its id, or None when there was nothing to claim."""
@@ -61,12 +63,23 @@ class Turns:
         while not registry.draining:
             if registry.accepting:
                 try:
-                    claims = registry.queue.claim(registry.queue_name, registry.owner, limit=1)
+                    claim = self._claim_one()
                 except BrokerUnavailableError as error:
                     if not said:
                         said = True
                         log.debug("claim_delayed", reason=str(error))
                 else:
-                    return next(iter(registry.add(claims)), None)
+                    return claim
             registry.drain_begun.wait(RETRY_S)
         return None
+
+    def _claim_one(self) -> Claim | None:
+        registry = self._registry
+        # The room that one thread has seen isn't given away by another.
+        with self._claiming:
+            if registry.draining:
+                return None
+            claims = registry.queue.claim(
+                registry.queue_name, registry.owner, limit=1, batch_room=registry.batch_room()
+            )
+            return next(iter(registry.add(claims)), None)

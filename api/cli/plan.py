@@ -197,7 +197,7 @@ def catalogue_toml(models: tuple[ModelSpec, ...]) -> str:
         lines.append(f"[models.{json.dumps(model.name)}]")
         lines += [
             f"{name} = {json.dumps(value)}"
-            for name, value in model.model_dump(exclude={"name"}).items()
+            for name, value in model.model_dump(exclude={"name"}, exclude_none=True).items()
         ]
         lines.append("")
     return "\n".join(lines)

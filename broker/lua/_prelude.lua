@@ -16,6 +16,9 @@
 --                          `mode` (`paused`, `draining`, or absent);
 --                          `stale` (writes of stale attempts that were refused);
 --                          `d`, `d:<tenant>` (drain rates: broker/drain.py);
+--                          `b:<band>`, `w:<tenant>` (the same of jobs that hardly waited, idle time
+--                          counted in: what comes in); `pace` (fading, packed: tokens of ended
+--                          jobs, ms they ran, most jobs that ran side by side);
 --                          `cursor`, `drains` (where the sweep goes on)
 --   n, if          HASH    tenant -> waiting (queued + delayed) jobs; tenant -> running jobs
 --   t              ZSET    tenant -> waiting + running jobs
@@ -193,7 +196,7 @@ end
 local function read_job(id)
   local raw = call('HMGET', 'fb:job:' .. id, 'status', 'tenant', 'band', 'model', 'cost', 'attempt',
     'refunds', 'max_attempts', 'seq', 'result_ttl_s', 'deadline_ms',
-    'created_ms', 'queued_ms', 'limits', 'key_id', 'erased_ms', 'webhook')
+    'created_ms', 'queued_ms', 'limits', 'key_id', 'erased_ms', 'webhook', 'started_ms')
   if not raw[1] then
     return nil
   end
@@ -203,6 +206,7 @@ local function read_job(id)
     max_attempts = tonumber(raw[8]), seq = tonumber(raw[9]), ttl = tonumber(raw[10]),
     deadline = raw[11] or nil, since = tonumber(raw[13] or raw[12]),
     limits = raw[14] or nil, key_id = raw[15] or '', erased = raw[16], webhook = raw[17] or nil,
+    started = tonumber(raw[18] or nil),
   }
 end
 

@@ -7,7 +7,8 @@
 -- ARGV[9…] further fields and values of the record (output, error, usage)
 -- Returns 1 done, or done before by this very attempt | 0 stale, nothing changed.
 
--- A drain rate after this completion (broker/drain.py).
+-- A drain rate after this completion (broker/drain.py); `since` 0 counts idle time in, but before
+-- the first one.
 local function drained(drain, now, since, tokens)
   local jobs, sum, busy, at = 0, 0, 0, since
   if drain then
@@ -38,7 +39,8 @@ local now = now_ms()
 local running = unlease(base, id, job.tenant, job.status)
 taken = math.max(taken, LEAST_TOKENS)
 local own, used, due = 'd:' .. job.tenant, 'u:' .. job.tenant, 'due:' .. job.band
-local sums = call('HMGET', base .. 's', 'd', own, 'V:' .. job.band, due, 'taken', 'estimated', used)
+local sums = call('HMGET', base .. 's', 'd', own, 'V:' .. job.band, due, 'taken', 'estimated', used,
+  'pace')
 settle(base, job.band, job.tenant, taken, charged, policy('weight', job.tenant, ARGV[5]),
   tonumber(sums[3] or 0))
 local changed = {'d', drained(sums[1], now, job.since, taken),
@@ -53,6 +55,26 @@ if status == 'completed' then
   changed[9], changed[10] = 'estimated', tonumber(sums[6] or 0) * MEMORY + job.cost
   changed[11] = used
   changed[12] = struct.pack('<dd', before * MEMORY + taken, expected * MEMORY + job.cost)
+end
+local ran = math.max(now - (job.started or now), 0)
+local tokens, spent, most = 0, 0, 0
+if sums[8] then
+  tokens, spent, most = struct.unpack('<ddd', sums[8])
+end
+most = math.max(most * PEAK_MEMORY, call('ZCARD', base .. 'l') + 1)
+local k = #changed
+changed[k + 1], changed[k + 2] = 'pace', struct.pack('<ddd', tokens * MEMORY + taken,
+  spent * MEMORY + ran, most)
+-- Of a tenant that lives on what comes in: the job waited no longer than it ran, and no more wait
+-- behind it than run.
+if now - ran - job.since <= ran
+    and call('LLEN', base .. 'q:' .. job.band .. ':' .. job.tenant) <= running then
+  local coming, mine = 'b:' .. job.band, 'w:' .. job.tenant
+  local known = call('HMGET', base .. 's', coming, mine)
+  changed[k + 3] = coming
+  changed[k + 4] = drained(known[1], now, known[1] and 0 or job.since, taken)
+  changed[k + 5] = mine
+  changed[k + 6] = drained(known[2], now, known[2] and 0 or job.since, taken)
 end
 call('HSET', base .. 's', unpack(changed))
 unpark(base, job.tenant, running, ARGV[6])

@@ -38,7 +38,8 @@ scan = call('HSCAN', base .. 's', call('HGET', base .. 's', 'drains') or '0', 'M
 call('HSET', base .. 's', 'drains', scan[1])
 for k = 1, #scan[2], 2 do
   if select(4, struct.unpack('<dddd', scan[2][k + 1])) < now - 3600000 then
-    call('HDEL', base .. 's', scan[2][k], 'u:' .. string.sub(scan[2][k], 3))
+    local tenant = string.sub(scan[2][k], 3)
+    call('HDEL', base .. 's', scan[2][k], 'u:' .. tenant, 'w:' .. tenant)
   end
 end
 

@@ -122,11 +122,13 @@ def shift_redis_time(client: redis.Redis, milliseconds: int) -> None:
             for name, at in client.hgetall(key).items():
                 client.hset(key, name, repr(float(at) - milliseconds))
         elif key.startswith(b"fb:job:") and key.count(b":") == 2:
-            times = client.hmget(key, "deadline_ms", "queued_ms", "created_ms")
+            times = client.hmget(key, "deadline_ms", "queued_ms", "created_ms", "started_ms")
             if times[0]:
                 client.hincrby(key, "deadline_ms", -milliseconds)
             # Since when it waits; when it was created stays as it was told.
             client.hset(key, "queued_ms", int(times[1] or times[2]) - milliseconds)
+            if times[3]:
+                client.hincrby(key, "started_ms", -milliseconds)
         left = client.pttl(key)
         if left > 0 and b":tenant:" not in key:
             client.pexpire(key, max(left - milliseconds, 0))
@@ -134,7 +136,7 @@ def shift_redis_time(client: redis.Redis, milliseconds: int) -> None:
 
 def _shift_drains(client: redis.Redis, key: bytes, milliseconds: int) -> None:
     for name, sums in client.hgetall(key).items():
-        if name == b"d" or name.startswith(b"d:"):
+        if name == b"d" or name[:2] in (b"d:", b"b:", b"w:"):
             drain = Drain.unpack(sums)
             assert drain is not None
             there = replace(drain, at_ms=drain.at_ms - milliseconds)

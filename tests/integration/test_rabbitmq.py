@@ -11,6 +11,7 @@ import random
 import signal
 import ssl
 import statistics
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -25,10 +26,11 @@ from cryptography.x509.oid import NameOID
 
 from broker.app import make_app
 from broker.errors import BrokerUnavailableError
-from broker.jobs import NewJob, Outcome, Status
+from broker.jobs import Band, NewJob, Outcome, Status
 from broker.memory import MemoryQueue
 from broker.policies import TenantPolicy
-from broker.tickets import MOST_WAITING, TicketOffice, queue_name
+from broker.ticket_issuer import MOST_WAITING
+from broker.tickets import TicketOffice, queue_name
 from config.settings import Queue, Settings
 from loadtests.rabbitmq_node import PASSWORD, SCRIPT, RabbitMq
 from tests.conftest import PATIENCE_S, free_port, missing
@@ -162,6 +164,35 @@ def test_a_cap_is_kept_without_delay_and_without_spinning(lab: TicketLab) -> Non
     lab.await_end([blocked])
 
 
+def test_batch_jobs_leave_slots_free_and_none_of_their_own_idle(lab: TicketLab) -> None:
+    def held() -> list[int]:
+        """Jobs per worker."""
+        owners = Counter(lease.owner for lease in lab.queue.leases(MODEL))
+        return sorted(owners.values())
+
+    # Batch jobs take 50 s here, unless they are cancelled.
+    slow = {"FOREBAY_SIMULATED__STEP_MS": "50"}
+    lab.start(slots=4, **slow)
+    batch = lab.put(20, steps=1_000, band=Band.BATCH)
+    until(lambda: held() == [3], "batch jobs fill three of four slots")
+    urgent = lab.put(5)
+    lab.await_end(urgent)
+    assert held() == [3]
+    # Tickets go only to who has room, and the end of a batch job brings the next one.
+    lab.start(slots=4, **slow)
+    until(lambda: held() == [3, 3], "the other worker takes as many")
+    ended = [job.id for job in lab.jobs(batch) if job.status is Status.IN_PROGRESS][:4]
+    lab.queue.cancel_many(ended)
+    lab.await_end(ended)
+    until(lambda: held() == [3, 3], "others have taken their places")
+    lab.await_end(lab.put(5))
+    spent = lab.counted("forebay_workers_tickets_taken_total", found="nothing")
+    assert spent < 60
+    lab.queue.cancel_many(batch)
+    lab.await_end(batch)
+    assert {job.attempt for job in lab.jobs(batch)} <= {0, 1}
+
+
 def test_flower_shows_queues_workers_and_jobs(lab: TicketLab) -> None:
     url = lab.console()
 
@@ -244,7 +275,7 @@ def test_a_second_signal_hands_running_jobs_back(lab: TicketLab) -> None:
 
 def test_tls_checks_the_server(rabbitmq: RabbitMq, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings(queue={"broker_url": rabbitmq.tls_url})
-    office = TicketOffice(settings.queue, MODEL)
+    office = TicketOffice(settings.queue, MODEL, "host:1:abcd")
     app = make_app(settings, model_queues=[MODEL])
     with pytest.raises(BrokerUnavailableError, match="CERTIFICATE_VERIFY_FAILED") as refused:
         office.waiting()

@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pydantic import SecretStr
 
 from broker.connections import connect
-from broker.jobs import Job, NewJob, Status
+from broker.jobs import Band, Job, NewJob, Status
 from broker.redis_queue import RedisQueue
 from broker.stats import WorkerStatus
 from config.settings import Queue, Redis
@@ -118,7 +118,14 @@ class TicketLab:
         lines = self.log(number).splitlines()
         return [orjson.loads(line)["event"] for line in lines if line.startswith("{")]
 
-    def put(self, count: int = 1, *, tenant: str = "acme", steps: int = 1) -> list[str]:
+    def put(
+        self,
+        count: int = 1,
+        *,
+        tenant: str = "acme",
+        steps: int = 1,
+        band: Band = Band.INTERACTIVE,
+    ) -> list[str]:
         body = {
             "model": MODEL,
             "messages": [{"role": "user", "content": "hi"}],
@@ -130,6 +137,7 @@ class TicketLab:
                 tenant=tenant,
                 model=MODEL,
                 endpoint="/v1/chat/completions",
+                band=band,
                 body=orjson.dumps(body),
                 cost=100,
             )

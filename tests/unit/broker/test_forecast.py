@@ -1,4 +1,4 @@
-"""Drain rates and what is foretold from them."""
+"""Drain rates, and what refused callers are told."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from broker.drain import FADING_MS, Drain, drained
 from broker.forecast import (
     Outlook,
     part_of_band,
-    position,
     queue_wait_ms,
-    start_in_ms,
     tenant_wait_ms,
 )
 from broker.jobs import Band
@@ -81,7 +79,6 @@ def _outlook(**fields: Any) -> Outlook:
 
 def test_a_tenant_alone_gets_all() -> None:
     assert _outlook().jobs_per_s(Band.INTERACTIVE) == pytest.approx(10)
-    assert start_in_ms(_outlook(), Band.INTERACTIVE, 9) == 950
 
 
 def test_shares_of_bands_and_tenants_and_the_size_of_jobs_count() -> None:
@@ -100,8 +97,6 @@ def test_a_tenant_at_its_cap_is_as_slow_as_it_was() -> None:
 def test_nothing_measured_nothing_foretold() -> None:
     blank = _outlook(queue=None)
     assert blank.jobs_per_s(Band.BATCH) is None
-    assert start_in_ms(blank, Band.BATCH, 3) is None
-    assert position(blank, Band.BATCH, 3).estimated_start_ms is None
     assert tenant_wait_ms(blank, Band.BATCH, 10_000) == 5_000
     assert queue_wait_ms(blank, 10, 10) == 5_000
 
@@ -127,7 +122,3 @@ def test_a_tenants_part_of_its_band() -> None:
     assert part_of_band(1.0, [1.0, 1.0], 8, races=True) == 0.125
     # Heavier than all that were read together: not more than everything.
     assert part_of_band(9.0, [1.0], 1, races=True) == 1
-
-
-def test_a_delayed_job_starts_after_it_is_due() -> None:
-    assert position(_outlook(), Band.INTERACTIVE, 0, due_ms=7_000).estimated_start_ms == 7_050

@@ -11,9 +11,10 @@ import redis
 from structlog.testing import capture_logs
 
 from broker.errors import BrokerUnavailableError
-from broker.jobs import NewJob
+from broker.jobs import Band, NewJob
 from broker.memory import MemoryQueue
-from broker.tickets import MOST_WAITING, TicketIssuer, TicketOffice, tls
+from broker.ticket_issuer import MOST_WAITING, TicketIssuer
+from broker.tickets import TicketOffice, tls
 from config.settings import Queue, SettingsError, load
 
 
@@ -22,22 +23,43 @@ class Office:
 
     def __init__(self) -> None:
         self.tickets = 0
+        #: For the worker itself.
+        self.own = 0
         self.away = False
         self.asked = threading.Event()
         self.closed = False
 
-    def waiting(self) -> int:
+    def waiting(self, *, own: bool = False) -> int:
         self.asked.set()
         if self.away:
             raise BrokerUnavailableError("RabbitMQ can't be reached: no")
-        return self.tickets
+        return self.own if own else self.tickets
 
-    def issue(self, count: int) -> int:
-        self.tickets += count
+    def issue(self, count: int, *, own: bool = False) -> int:
+        if own:
+            self.own += count
+        else:
+            self.tickets += count
         return count
 
     def close(self) -> None:
         self.closed = True
+
+
+class Worker:
+    """With room for so many batch jobs; any number is None."""
+
+    queue_name, owner = "m", "host:1:abcd"
+
+    def __init__(self, queue: MemoryQueue, room: int | None = None) -> None:
+        self.queue: Any = queue
+        self.room = room
+
+    def batch_room(self) -> int | None:
+        return self.room
+
+    def wait_for_room(self) -> bool:
+        return self.room == 0
 
 
 class NoBell:
@@ -47,14 +69,14 @@ class NoBell:
         threading.Event().wait(0.001)
 
 
-def put(queue: MemoryQueue, count: int) -> None:
+def put(queue: MemoryQueue, count: int, band: Band = Band.INTERACTIVE) -> None:
     for _ in range(count):
-        queue.enqueue(NewJob(tenant="a", model="m", endpoint="/v1/x", body=b"{}"))
+        queue.enqueue(NewJob(tenant="a", model="m", endpoint="/v1/x", body=b"{}", band=band))
 
 
 def issuer(office: Any, queue: MemoryQueue, issued: list[int]) -> TicketIssuer:
     client: Any = NoBell()
-    return TicketIssuer(office, client, queue, "m", issued.append)
+    return TicketIssuer(office, client, Worker(queue), issued.append)
 
 
 def test_what_is_missing_is_issued() -> None:
@@ -69,6 +91,37 @@ def test_what_is_missing_is_issued() -> None:
     mine.look()
     assert office.tickets == MOST_WAITING
     assert issued == [2, MOST_WAITING - 3]
+
+
+def test_batch_jobs_make_tickets_for_a_worker_with_room() -> None:
+    office, queue = Office(), MemoryQueue(Queue())
+    put(queue, 5, Band.BATCH)
+    put(queue, 2)
+    for room, tickets, own in ((0, 2, 0), (3, 2, 3), (9, 2, 5), (None, 7, 0)):
+        office.tickets = office.own = 0
+        client: Any = NoBell()
+        TicketIssuer(office, client, Worker(queue, room), lambda _: None).look()
+        assert (office.tickets, office.own) == (tickets, own)
+
+
+@pytest.mark.parametrize(("room", "other"), [(0, "wake:host:1:abcd"), (1, "bell:batch")])
+def test_without_room_it_waits_for_its_own_jobs_to_end(room: int, other: str) -> None:
+    awaited: list[list[str]] = []
+
+    class Bells(NoBell):
+        def brpop(self, names: list[str], timeout: float) -> None:
+            awaited.append(names)
+            called.set()
+            super().brpop(names, timeout)
+
+    called = threading.Event()
+    client: Any = Bells()
+    worker = Worker(MemoryQueue(Queue()), room)
+    mine = TicketIssuer(Office(), client, worker, lambda _: None)
+    mine.start()
+    assert called.wait(5)
+    mine.stop()
+    assert awaited[0] == ["fb:{m}:bell", f"fb:{{m}}:{other}"]
 
 
 def test_an_outage_is_said_once_and_outlived() -> None:
@@ -99,7 +152,7 @@ def test_redis_away_is_an_outage_too() -> None:
     called = threading.Event()
     client: Any = Gone()
     office: Any = Office()
-    mine = TicketIssuer(office, client, MemoryQueue(Queue()), "m", lambda _: None)
+    mine = TicketIssuer(office, client, Worker(MemoryQueue(Queue())), lambda _: None)
     with capture_logs() as logs:
         mine.start()
         assert called.wait(5)
@@ -111,7 +164,7 @@ def test_nobody_there_is_told_without_the_password() -> None:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         url = f"amqp://user:s3cret@127.0.0.1:{sock.getsockname()[1]}//"
-        office = TicketOffice(Queue(broker_url=url), "m")
+        office = TicketOffice(Queue(broker_url=url), "m", "host:1:abcd")
         with pytest.raises(BrokerUnavailableError) as refused:
             office.waiting()
     assert "s3cret" not in str(refused.value)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from prometheus_client import CollectorRegistry
 
 from broker.errors import BrokerUnavailableError
-from broker.jobs import Claim, NewJob, Outcome, Status
+from broker.jobs import Band, Claim, NewJob, Outcome, Status
 from broker.leases import LeaseRegistry
 from broker.memory import MemoryQueue
 from broker.stats import WorkerStatus
@@ -25,11 +25,13 @@ class FlakyQueue(MemoryQueue):
 
     outages = 0
 
-    def claim(self, queue: str, owner: str, *, limit: int = 1) -> list[Claim]:
+    def claim(
+        self, queue: str, owner: str, *, limit: int = 1, batch_room: int | None = None
+    ) -> list[Claim]:
         if self.outages:
             self.outages -= 1
             raise BrokerUnavailableError("away")
-        return super().claim(queue, owner, limit=limit)
+        return super().claim(queue, owner, limit=limit, batch_room=batch_room)
 
 
 class Bench:
@@ -38,6 +40,8 @@ class Bench:
     def __init__(self) -> None:
         self.queue = FlakyQueue(Queue())
         self.error: Exception | None = None
+        #: Done while a job runs.
+        self.meanwhile: Callable[[], object] | None = None
         self.seen: list[dict[str, str]] = []
         self.registry = LeaseRegistry(
             self.queue,
@@ -50,6 +54,8 @@ class Bench:
                 capacity=1, jobs=0, steps=0, started_ms=0, seen_ms=0,
             ),
             healthy=lambda: True,
+            batch_slots=lambda: 1,
+            slots=lambda: 2,
         )  # fmt: skip
         self.metrics = CollectorRegistry()
         self.turns = Turns(
@@ -58,14 +64,17 @@ class Bench:
 
     def run(self, job_id: str) -> None:
         self.seen.append(dict(turns.jobs))
+        if self.meanwhile is not None:
+            meanwhile, self.meanwhile = self.meanwhile, None
+            meanwhile()
         lease = self.registry.start_job(job_id)
         if self.error is not None:
             raise self.error
         assert self.queue.complete(lease.claim, Outcome(status=Status.COMPLETED))
         self.registry.settle(lease)
 
-    def put(self) -> str:
-        job = NewJob(tenant="a", model=MODEL, endpoint="/v1/x", body=b"{}")
+    def put(self, band: Band = Band.INTERACTIVE) -> str:
+        job = NewJob(tenant="a", model=MODEL, endpoint="/v1/x", body=b"{}", band=band)
         self.queue.enqueue(job)
         return job.id
 
@@ -93,6 +102,21 @@ def test_a_ticket_brings_the_next_job(bench: Bench) -> None:
 def test_a_ticket_too_many_is_spent_for_nothing(bench: Bench) -> None:
     assert bench.turns.take("t1") is None
     assert bench.taken("nothing") == 1
+
+
+def test_batch_jobs_take_the_slots_that_are_theirs(bench: Bench) -> None:
+    first, second, urgent = bench.put(Band.BATCH), bench.put(Band.BATCH), None
+
+    def beside() -> None:
+        nonlocal urgent
+        assert bench.turns.take("t2") is None
+        urgent = bench.put()
+        assert bench.turns.take("t3") == urgent
+
+    bench.meanwhile = beside
+    assert bench.turns.take("t1") == first
+    assert bench.queue.get(second).status is Status.QUEUED
+    assert bench.turns.take("t4") == second
 
 
 def test_a_ticket_is_kept_while_the_queue_is_away(
