@@ -91,13 +91,16 @@ class Calls(ReadingCalls):
             fields += ("execution_timeout_ms", job.execution_timeout_ms)
         if job.webhook:
             fields += ("webhook", job.webhook)
+        if job.batch_line:
+            fields += ("line", 1)
         name, request = digests(job)
         call = script_call(
             scripts.ENQUEUE, decode, (keys.base(job.model),),
             job.id, job.tenant, job.band, job.cost, job.delay_ms,
             self._max_queued, self._marks[job.band], job.deadline_ms,
             name and keys.idempotency(job.tenant, name), request, LIFETIME_MS,
-            _limits(job), job.key_id, job.key_limits.max_jobs if job.key_id else 0, *fields,
+            _limits(job), job.key_id,
+            "line" if job.batch_line else job.key_limits.max_jobs if job.key_id else 0, *fields,
         )  # fmt: skip
         return replicated(call, self._replicas) if self._replicas else call
 
@@ -280,6 +283,8 @@ class Calls(ReadingCalls):
 
 def _limits(job: NewJob) -> str:
     """The rate limits of a job as the scripts take them; empty without any."""
+    if job.batch_line:
+        return ""
     mine, keys_ = job.limits, job.key_limits if job.key_id else NO_LIMITS
     if mine is NO_LIMITS and keys_ is NO_LIMITS:
         return ""

@@ -129,6 +129,8 @@ class NewJob:
     #: Bounds of the tenant, and of the key (`key_id`) it was submitted with.
     limits: RateLimits = NO_LIMITS
     key_limits: RateLimits = NO_LIMITS
+    #: A line of a batch: not counted among its tenant's jobs at once.
+    batch_line: bool = False
     #: JSON of a `broker.webhooks.endpoints.JobWebhook` that its end is told to; empty: none.
     webhook: bytes = b""
 

@@ -163,6 +163,7 @@ def line_job(batch: Batch, request: Request, *, max_attempts: int, result_ttl_s:
         id=job_id,
         tenant=batch.tenant,
         key_id=batch.key_id,
+        batch_line=True,
         model=request.spec.name,
         endpoint=request.wanted.endpoint,
         band=Band.BATCH,
