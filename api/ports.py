@@ -12,6 +12,7 @@ from broker.jobs import Accepted, Band, Event, Job, NewJob, Status
 from broker.queue import CancelResult
 from broker.results import Resync
 from broker.stats import DeadLetter, Position, QueueStats, TenantQueue, WorkerStatus
+from broker.webhooks.outbox import OutboxEvent
 
 
 class Queue(Protocol):
@@ -53,6 +54,8 @@ class Queue(Protocol):
     async def events(self, job_id: str, *, after: int = 0) -> tuple[list[Event], bool]: ...
 
     async def text(self, job_id: str) -> str: ...
+
+    async def announce(self, event: OutboxEvent) -> bool: ...
 
     async def stats(self, queue: str, *, top: int = 20) -> QueueStats: ...
 

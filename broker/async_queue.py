@@ -20,6 +20,7 @@ from broker.policies import TenantPolicy
 from broker.queue import CancelResult, LeaseState
 from broker.reading_calls import Listing
 from broker.stats import DeadLetter, LeaseStats, Position, QueueStats, TenantQueue, WorkerStatus
+from broker.webhooks.outbox import OutboxEvent
 from config.settings import Queue as QueueSettings
 
 T = TypeVar("T")
@@ -135,6 +136,10 @@ class AsyncRedisQueue:
 
     async def text(self, job_id: str) -> str:
         return await self._run(self._calls.text(job_id))
+
+    async def announce(self, event: OutboxEvent) -> bool:
+        """Have webhooks told; False when nobody of the tenant wants to hear of anything."""
+        return await self._run(self._calls.announce(event))
 
     # -- working side -----------------------------------------------------------------------------
     async def claim(

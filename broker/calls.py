@@ -33,6 +33,7 @@ from broker.policies import TenantPolicy, shedding_marks
 from broker.queue import CancelResult, LeaseState
 from broker.reading_calls import ReadingCalls
 from broker.stats import QueueMode
+from broker.webhooks.outbox import OutboxEvent
 from broker.wire import Arg, pairs
 from config.settings import Queue as QueueSettings
 
@@ -102,6 +103,11 @@ class Calls(ReadingCalls):
             _limits(job), job.key_id,
             "line" if job.batch_line else job.key_limits.max_jobs if job.key_id else 0, *fields,
         )  # fmt: skip
+        return replicated(call, self._replicas) if self._replicas else call
+
+    def announce(self, event: OutboxEvent) -> Call[bool]:
+        where = (keys.webhook_endpoints(event.tenant),)
+        call = script_call(scripts.ANNOUNCE, truth, where, event.to_json())
         return replicated(call, self._replicas) if self._replicas else call
 
     def cancel(self, job_ids: Sequence[str], tenant: str | None) -> Call[dict[str, CancelResult]]:

@@ -9,6 +9,7 @@ from broker.jobs import Accepted, Band, Claim, Delta, Event, Job, NewJob, Outcom
 from broker.policies import TenantPolicy
 from broker.queue import CancelResult, LeaseState
 from broker.stats import DeadLetter, LeaseStats, Position, QueueStats, TenantQueue, WorkerStatus
+from broker.webhooks.outbox import OutboxEvent
 
 if TYPE_CHECKING:
     from broker.memory import MemoryQueue
@@ -76,6 +77,9 @@ class AsyncMemoryQueue:
 
     async def text(self, job_id: str) -> str:
         return self._memory.text(job_id)
+
+    async def announce(self, event: OutboxEvent) -> bool:
+        return self._memory.announce(event)
 
     async def claim(
         self, queue: str, owner: str, *, limit: int = 1, batch_room: int | None = None

@@ -150,6 +150,13 @@ class MemoryStore:
             )
             self.outbox.append(event)
 
+    def announce(self, event: OutboxEvent) -> bool:
+        """Have webhooks told; False when nobody of the tenant wants to hear of anything."""
+        wanted = event.tenant in self.webhook_tenants
+        if wanted and len(self.outbox) < MOST_EVENTS:
+            self.outbox.append(event)
+        return wanted
+
     def _unlease(self, state: ModelQueue, job: Job) -> Lease:
         state.running[job.tenant] -= 1
         return state.leases.pop(job.id)

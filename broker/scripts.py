@@ -107,6 +107,7 @@ TENANT_QUEUE = _load("tenant_queue")
 LIST_JOBS = _load("list_jobs")
 OPEN_CONVERSATION = _load("open_conversation")
 CONVERSE = _load("converse")
+ANNOUNCE = _load("announce")
 WEBHOOK_PUT = _load("webhook_put")
 WEBHOOK_CLAIM = _load("webhook_claim")
 WEBHOOK_RECORD = _load("webhook_record")
@@ -138,6 +139,7 @@ ALL: tuple[Script, ...] = (
     LIST_JOBS,
     OPEN_CONVERSATION,
     CONVERSE,
+    ANNOUNCE,
     WEBHOOK_PUT,
     WEBHOOK_CLAIM,
     WEBHOOK_RECORD,

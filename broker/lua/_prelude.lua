@@ -303,19 +303,23 @@ local function wipe(id)
   call('EXPIRE', key .. ':events', STUB_S)
 end
 
--- Leaves word of a job's end for the webhook worker, where anybody wants it (broker/webhooks).
-local function announce(id, job, status, seq, now)
-  if not job.webhook and call('EXISTS', 'fb:webhook:endpoints:' .. job.tenant) == 0 then
-    return
-  end
+-- Leaves word for the webhook worker; `event`: an OutboxEvent as JSON (broker/webhooks/outbox.py).
+local function post(event)
   if call('LLEN', 'fb:webhook:outbox') >= WEBHOOK_EVENTS then
     call('HINCRBY', 'fb:webhook:counts', 'overflowed', 1)
     return
   end
-  call('RPUSH', 'fb:webhook:outbox', cjson.encode({type = 'job.' .. status, tenant = job.tenant,
-    job = id, seq = seq, ms = now, webhook = job.webhook}))
+  call('RPUSH', 'fb:webhook:outbox', event)
   if call('EXISTS', 'fb:webhook:bell') == 0 then
     call('RPUSH', 'fb:webhook:bell', '1')
+  end
+end
+
+-- Leaves word of a job's end, where anybody wants it.
+local function announce(id, job, status, seq, now)
+  if job.webhook or call('EXISTS', 'fb:webhook:endpoints:' .. job.tenant) == 1 then
+    post(cjson.encode({type = 'job.' .. status, tenant = job.tenant, job = id, seq = seq, ms = now,
+      webhook = job.webhook}))
   end
 end
 

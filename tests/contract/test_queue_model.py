@@ -484,9 +484,7 @@ class Twins(RuleBasedStateMachine):
             assert held == {
                 job_id
                 for job_id, record in self.memory._records.items()
-                if record.batch_line
-                and record.job.tenant == tenant
-                and not record.job.is_terminal
+                if record.batch_line and record.job.tenant == tenant and not record.job.is_terminal
             }
 
     def ask_for_a_position(self, pick: int) -> None:
