@@ -11,7 +11,9 @@ from typing import Any
 
 import openai
 import pytest
+from redis import Redis
 
+from broker import keys
 from broker.async_queue import AsyncRedisQueue
 from broker.connections import connect, connect_async
 from broker.jobs import Band, Status
@@ -19,8 +21,9 @@ from broker.memory import AsyncMemoryQueue, MemoryQueue
 from broker.policies import TenantPolicy
 from broker.redis_queue import RedisQueue
 from broker.results import EventHub, MemoryHub
+from broker.webhooks.outbox import OutboxEvent
 from config.settings import Settings, load
-from tests.apiserver import CHAT, EMBED, Api, make_database, serving
+from tests.apiserver import CHAT, EMBED, Api, eventually, make_database, serving
 
 _ENDED = {"completed", "failed", "expired", "cancelled"}
 
@@ -379,6 +382,34 @@ async def test_what_cannot_be_a_batch_is_refused_at_once(client: openai.AsyncOpe
     with pytest.raises(openai.BadRequestError) as window:
         await _batch(client, [_line(1)], completion_window="1h")
     assert window.value.param == "completion_window"
+
+
+async def test_webhooks_are_told_of_the_end(api: Api, client: openai.AsyncOpenAI) -> None:
+    queue: Any = api.queue
+    if isinstance(queue, MemoryQueue):
+        queue.webhook_tenants.add("ten_a")
+    else:
+        redis = Redis(connection_pool=queue._pool)
+        redis.hset(keys.webhook_endpoints("ten_a"), "wep_1", "{}")
+
+    def told() -> set[tuple[str, str, str]]:
+        if isinstance(queue, MemoryQueue):
+            found = queue.outbox
+        else:
+            raw = redis.lrange(keys.WEBHOOK_OUTBOX, 0, -1)
+            found = [OutboxEvent.from_json(each) for each in raw]
+        return {(each.type, each.tenant, each.batch) for each in found if each.batch}
+
+    good, bad = await _batch(client, [_line(1)]), await _batch(client, ["{"])
+    for batch in (good, bad):
+        await _ended(client, batch.id)
+    async with _client(api, "b") as other:
+        await _ended(other, (await _batch(other, [_line(1)])).id)
+    await eventually(lambda: len(told()) == 2)
+    assert told() == {
+        ("batch.completed", "ten_a", good.id),
+        ("batch.failed", "ten_a", bad.id),
+    }
 
 
 async def test_a_cancel_keeps_what_is_done(api: Api, client: openai.AsyncOpenAI) -> None:
