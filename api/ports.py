@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Protocol
 
 from api.auth.principal import Principal
-from broker.conversations import Conversation, Item
+from broker.conversations import Conversation, Item, Named
 from broker.jobs import Accepted, Band, Event, Job, NewJob, Status
 from broker.queue import CancelResult
 from broker.results import Resync
@@ -23,6 +23,8 @@ class Queue(Protocol):
     async def get(self, job_id: str, *, tenant: str | None = None) -> Job: ...
 
     async def was_kept(self, job_id: str, *, tenant: str) -> bool: ...
+
+    async def is_named(self, tenant: str, idempotency_key: str) -> bool: ...
 
     async def list_jobs(
         self,
@@ -94,7 +96,9 @@ class Queue(Protocol):
 class Conversations(Protocol):
     """As `broker.conversations.RedisConversations`."""
 
-    async def create(self, conversation: Conversation, items: Sequence[Item]) -> None: ...
+    async def create(
+        self, conversation: Conversation, items: Sequence[Item], named: Named | None = None
+    ) -> str: ...
 
     async def get(self, conversation_id: str, tenant: str) -> Conversation: ...
 

@@ -78,6 +78,10 @@ class AsyncRedisQueue:
     async def was_kept(self, job_id: str, *, tenant: str) -> bool:
         return await self._run(self._calls.was_kept(job_id, tenant))
 
+    async def is_named(self, tenant: str, idempotency_key: str) -> bool:
+        """Whether the tenant has used this idempotency key in the last 24 hours."""
+        return await self._run(self._calls.is_named(tenant, idempotency_key))
+
     async def list_jobs(
         self,
         tenant: str,

@@ -30,6 +30,9 @@ class AsyncMemoryQueue:
     async def was_kept(self, job_id: str, *, tenant: str) -> bool:
         return self._memory.was_kept(job_id, tenant=tenant)
 
+    async def is_named(self, tenant: str, idempotency_key: str) -> bool:
+        return self._memory.is_named(tenant, idempotency_key)
+
     async def list_jobs(
         self,
         tenant: str,

@@ -13,6 +13,7 @@ from broker.call import Call, script_call
 from broker.drain import Drain
 from broker.errors import JobNotFoundError
 from broker.forecast import COUNTED, Outlook, position
+from broker.idempotency import name_digest
 from broker.jobs import BANDS, Band, Event, EventType, Job, JobError, Status
 from broker.stats import (
     BandStats,
@@ -52,6 +53,10 @@ class ReadingCalls:
     def was_kept(self, job_id: str, tenant: str) -> Call[bool]:
         command = ("ZSCORE", keys.tenant_jobs(tenant), job_id)
         return Call((command,), lambda replies, _: replies[0] is not None)
+
+    def is_named(self, tenant: str, idempotency_key: str) -> Call[bool]:
+        key = keys.idempotency(tenant, name_digest(idempotency_key))
+        return Call((("EXISTS", key),), lambda replies, _: bool(replies[0]))
 
     def events(self, job_id: str, after: int) -> Call[tuple[list[Event], bool]]:
         def decode(replies: list[Any], _: bool) -> tuple[list[Event], bool]:

@@ -69,7 +69,7 @@ def new_job(
     if metadata is None:
         metadata = wanted.metadata
     body = wanted.to_body()
-    idempotency_key = _idempotency_key(request)
+    idempotency_key = idempotency_key_of(request)
     return NewJob(
         tenant=principal.tenant,
         key_id=principal.key_id,
@@ -87,7 +87,7 @@ def new_job(
         delay_ms=terms.delay_ms,
         request_id=request[keys.REQUEST_ID],
         idempotency_key=idempotency_key,
-        fingerprint=_fingerprint(request, raw) if idempotency_key else "",
+        fingerprint=fingerprint_of(request, raw) if idempotency_key else "",
         limits=principal.policy.limits,
         key_limits=principal.key_limits,
     )
@@ -106,7 +106,7 @@ def checked(
     return spec
 
 
-def _idempotency_key(request: web.Request) -> str:
+def idempotency_key_of(request: web.Request) -> str:
     """The caller's name for this request, or nothing. Raises `ApiError`."""
     given = request.headers.get("Idempotency-Key")
     if given is None:
@@ -120,7 +120,7 @@ def _idempotency_key(request: web.Request) -> str:
     return given
 
 
-def _fingerprint(request: web.Request, raw: bytes) -> str:
+def fingerprint_of(request: web.Request, raw: bytes) -> str:
     """Of what was sent, byte by byte: what becomes of it may depend on the time and on policy."""
     return blake2b(request.path.encode() + b"\0" + raw, digest_size=16).hexdigest()
 
