@@ -22,14 +22,15 @@ from api.batches.claimed import LeaseLostError, Tools
 from api.batches.driver import Driver
 from api.batches.results import forget
 from api.files.library import FileStoreError, Library
-from api.files.store import DiskFileStore
+from api.files.store import DiskFileStore, FileStore
 from api.metrics import Metrics
 from api.ports import Hub, Queue
 from broker.errors import BrokerError
 from broker.webhooks.outbox import OutboxEvent
 from config.catalogue import ModelSpec
 from config.logs import get_logger
-from config.settings import Settings
+from config.settings import Files as FileSettings
+from config.settings import Settings, SettingsError
 
 log = get_logger(__name__)
 
@@ -225,8 +226,9 @@ async def open_storage(
 ) -> AsyncIterator[tuple[Library, BatchRunner]]:
     """Files and batches while the context lasts, on a database engine of their own."""
     folder = Path(settings.files.dir) if settings.files.dir else settings.data_dir / "files"
+    store = _store(settings.files, folder)
     engine = make_engine(settings.database)
-    library = Library(FileRecords(engine), DiskFileStore(folder), settings.files)
+    library = Library(FileRecords(engine), store, settings.files)
     tools = Tools(
         settings=settings,
         catalogue=catalogue,
@@ -245,6 +247,27 @@ async def open_storage(
         await runner.stop()
         library.close()
         engine.dispose()
+
+
+def _store(settings: FileSettings, folder: Path) -> FileStore:
+    """Raises `SettingsError` when the library for a bucket isn't installed."""
+    if not settings.url:
+        return DiskFileStore(folder)
+    try:
+        from api.files.s3 import S3FileStore, open_bucket
+    except ImportError:
+        raise SettingsError(
+            "FOREBAY_FILES__URL needs the extra s3: pip install 'forebay[s3]'"
+        ) from None
+    bucket = open_bucket(
+        settings.url,
+        endpoint=settings.s3_endpoint,
+        region=settings.s3_region,
+        key_id=settings.s3_access_key_id,
+        secret=settings.s3_secret_access_key.get_secret_value(),
+        timeout_s=settings.s3_timeout_s,
+    )
+    return S3FileStore(bucket, folder)
 
 
 def _end_of(batch: Batch) -> OutboxEvent:

@@ -1,0 +1,190 @@
+"""What every file store promises, on a disk and on an S3-compatible server."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import obstore
+import pytest
+
+from api.files.s3 import S3FileStore, open_bucket
+from api.files.store import DiskFileStore, FileStore, FileStoreError, ObjectMissingError
+from tests.conftest import free_port, missing
+from tests.s3lab import BUCKET, KEY, SECRET, is_installed, s3_server
+
+MIB = 1024 * 1024
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    if not is_installed():
+        missing("moto")
+    with s3_server(tmp_path_factory.mktemp("s3")) as endpoint:
+        yield endpoint
+
+
+def _bucket(endpoint: str, prefix: str, bucket: str = BUCKET) -> Any:
+    return open_bucket(
+        f"s3://{bucket}/{prefix}", endpoint=endpoint, region="us-east-1", key_id=KEY,
+        secret=SECRET, timeout_s=10.0,
+    )  # fmt: skip
+
+
+@pytest.fixture(params=["disk", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> FileStore:
+    if request.param == "disk":
+        return DiskFileStore(tmp_path / "files")
+    server = request.getfixturevalue("server")
+    return S3FileStore(_bucket(server, f"env/{tmp_path.name}"), tmp_path / "files")
+
+
+def _keep(store: FileStore, file_id: str, data: bytes) -> None:
+    draft = store.create()
+    draft.write_bytes(data)
+    store.keep(draft, file_id)
+
+
+def test_an_object_is_there_as_a_whole_or_not(store: FileStore, tmp_path: Path) -> None:
+    draft = store.create()
+    draft.write_bytes(b"half")
+    with pytest.raises(ObjectMissingError):
+        store.open("file-1")
+    store.keep(draft, "file-1")
+    assert not draft.exists()
+    store.discard(draft)
+    with store.open("file-1") as file:
+        assert file.read() == b"half"
+    assert not list((tmp_path / "files" / "drafts").iterdir())
+    store.remove("file-1")
+    store.remove("file-1")
+    with pytest.raises(ObjectMissingError):
+        store.open("file-1")
+
+
+def test_what_is_kept_again_replaces_what_is_there(store: FileStore) -> None:
+    _keep(store, "file-1", b"the first")
+    _keep(store, "file-1", b"second")
+    with store.open("file-1") as file:
+        assert file.read() == b"second"
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", "x" * 65, "a\0b", "."])
+def test_ids_are_no_paths(store: FileStore, name: str) -> None:
+    with pytest.raises(ObjectMissingError):
+        store.open(name)
+    draft = store.create()
+    with pytest.raises(ObjectMissingError):
+        store.keep(draft, name)
+
+
+@pytest.mark.parametrize("size", [0, 1, MIB, 20 * MIB + 7])
+def test_any_size_comes_back(store: FileStore, size: int) -> None:
+    data = (bytes(range(251)) * (size // 251 + 1))[:size]
+    _keep(store, "file-1", data)
+    with store.open("file-1") as file:
+        assert file.read() == data
+        assert file.seek(0, 2) == size
+        assert file.read() == b""
+        for at in (0, size // 3, max(size - 5, 0), size + 9):
+            file.seek(at)
+            assert file.read(300) == data[at : at + 300]
+
+
+def test_lines_are_read_from_any_place(store: FileStore) -> None:
+    lines = [f"{number}:".encode() + b"x" * (number % 3000) + b"\n" for number in range(3_000)]
+    _keep(store, "file-1", b"".join(lines))
+    with store.open("file-1") as file:
+        assert file.readlines() == lines
+        file.seek(len(lines[0]))
+        assert file.readline(4) == lines[1][:4]
+
+
+def test_what_was_left_behind_is_found_by_its_age(store: FileStore) -> None:
+    assert (store.older_than(0), store.clean(0)) == ([], 0)
+    for name in ("file-1", "file-2"):
+        _keep(store, name, b"x")
+    # Servers tell whole seconds.
+    assert sorted(store.older_than(-5)) == ["file-1", "file-2"]
+    assert store.older_than(3600) == []
+    store.create()
+    assert store.clean(3600) == 0
+    assert store.clean(-5) == 1
+
+
+# -- S3 alone -------------------------------------------------------------------------------------
+def test_a_prefix_is_a_world_of_its_own(server: str, tmp_path: Path) -> None:
+    one = S3FileStore(_bucket(server, "one"), tmp_path)
+    two = S3FileStore(_bucket(server, "two/"), tmp_path)
+    _keep(one, "file-1", b"x")
+    obstore.put(_bucket(server, "one"), "sub/file-3", b"not ours")
+    assert (one.older_than(-5), two.older_than(-5)) == (["file-1"], [])
+    assert obstore.head(_bucket(server, ""), "one/file-1")["size"] == 1
+    with pytest.raises(ObjectMissingError):
+        two.open("file-1")
+
+
+def test_a_store_that_fails_is_named_and_nothing_of_it(server: str, tmp_path: Path) -> None:
+    away = S3FileStore(_bucket(f"http://127.0.0.1:{free_port()}", "x"), tmp_path)
+    other = S3FileStore(_bucket(server, "x", bucket="no-such-bucket"), tmp_path)
+    for call in (
+        lambda: _keep(away, "file-1", b"x"),
+        lambda: away.open("file-1"),
+        lambda: away.remove("file-1"),
+        lambda: away.older_than(0),
+        lambda: _keep(other, "file-1", b"x"),
+        lambda: other.older_than(0),
+    ):
+        with pytest.raises(FileStoreError) as failed:
+            call()
+        assert type(failed.value) is FileStoreError
+        assert "127.0.0.1" not in str(failed.value)
+        assert KEY not in str(failed.value)
+
+
+def test_a_file_that_shrinks_or_goes_while_it_is_read(server: str, tmp_path: Path) -> None:
+    store = S3FileStore(_bucket(server, "gone"), tmp_path)
+    _keep(store, "file-1", b"x" * (3 * MIB))
+    with store.open("file-1") as file:
+        assert len(file.read(MIB)) == MIB
+        store.remove("file-1")
+        with pytest.raises(FileStoreError):
+            file.read(MIB)
+
+
+_LARGE = """
+import sys, resource
+from pathlib import Path
+from api.files.s3 import S3FileStore, open_bucket
+endpoint, key, secret, folder = sys.argv[1:]
+bucket = open_bucket("s3://files/large", endpoint=endpoint, region="us-east-1", key_id=key,
+                     secret=secret, timeout_s=30)
+store = S3FileStore(bucket, Path(folder))
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+def send(mib):
+    draft = store.create()
+    with draft.open("wb") as file:
+        file.truncate(mib * 1024 * 1024)
+    store.keep(draft, "file-large")
+def fetch():
+    size = 0
+    with store.open("file-large") as file:
+        while data := file.read(256 * 1024):
+            size += len(data)
+    return size
+send(24), fetch()
+before = peak()
+send(192)
+assert fetch() == 192 * 1024 * 1024
+print(peak() - before)
+"""
+
+
+def test_memory_does_not_grow_with_the_file(server: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", _LARGE, server, KEY, SECRET, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 64, "MiB more than for a small file"
