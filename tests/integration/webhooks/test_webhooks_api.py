@@ -27,6 +27,8 @@ from tests.apiserver import CHAT, Api, eventually, job, running
 from tests.webhooklab import Lab, Receiver, lab, receiving
 
 B = {"Authorization": "Bearer b"}
+#: One of each kind.
+SAMPLES = ("job.failed", "response.incomplete", "batch.expired", "webhook_endpoint.disabled")
 PATH = "/v1/webhook_endpoints"
 
 
@@ -201,7 +203,7 @@ async def test_any_event_can_be_tried_out(stack: Stack) -> None:
     made = await stack.create(event_types=["job.failed"])
     path = f"{PATH}/{made['id']}/test"
     with openai.OpenAI(api_key="unused", webhook_secret=made["signing_secret"]) as client:
-        for number, event_type in enumerate(EVENT_TYPES):
+        for number, event_type in enumerate(SAMPLES):
             status, tested = await stack.call("POST", path, json={"event_type": event_type})
             WebhookTest.model_validate(tested)
             assert (status, tested["success"], tested["event_type"]) == (200, True, event_type)
@@ -211,7 +213,7 @@ async def test_any_event_can_be_tried_out(stack: Stack) -> None:
     for body in ({"event_type": "x"}, {"event_type": "*"}, {"other": 1}, []):
         status, answer = await stack.call("POST", path, json=body)
         assert (status, answer["error"]["type"]) == (400, "invalid_request_error")
-    assert len(stack.receiver.got) == len(EVENT_TYPES)
+    assert len(stack.receiver.got) == len(SAMPLES)
 
 
 async def test_a_background_response_ends_at_its_endpoint(stack: Stack) -> None:
