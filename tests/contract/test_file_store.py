@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 import threading
@@ -11,11 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import obstore
+import openai
 import pytest
 
 from api.files import s3 as s3_module
 from api.files.s3 import S3FileStore, open_bucket
 from api.files.store import DiskFileStore, FileStore, FileStoreError, ObjectMissingError
+from broker.memory import AsyncMemoryQueue, MemoryQueue
+from broker.results import MemoryHub
+from config.settings import load
+from tests.apiserver import CHAT, make_database, serving
 from tests.conftest import free_port, missing
 from tests.s3lab import BUCKET, KEY, SECRET, is_installed, s3_server
 
@@ -158,6 +164,47 @@ def test_a_file_that_shrinks_or_goes_while_it_is_read(server: str, tmp_path: Pat
         store.remove("file-1")
         with pytest.raises(FileStoreError):
             file.read(MIB)
+
+
+async def test_a_batch_through_a_bucket(server: str, tmp_path: Path) -> None:
+    settings = load(
+        _env_file=None,
+        data_dir=tmp_path,
+        database={"url": f"sqlite:///{tmp_path / 'accounts.db'}"},
+        batches={"poll_s": 0.1},
+        files={
+            "url": f"s3://{BUCKET}/api", "s3_endpoint": server, "s3_access_key_id": KEY,
+            "s3_secret_access_key": SECRET,
+        },
+    )  # fmt: skip
+    make_database(settings)
+    memory = MemoryQueue(settings.queue)
+    hub = MemoryHub(memory)
+    await hub.start()
+    line = (
+        '{"custom_id": "1", "method": "POST", "url": "/v1/completions", '
+        f'"body": {{"model": "{CHAT}", "prompt": "hi"}}}}'
+    )
+    async with (
+        serving(settings, memory, AsyncMemoryQueue(memory), hub, storage=True) as api,
+        openai.AsyncOpenAI(base_url=api.url + "v1", api_key="a", max_retries=0) as client,
+    ):
+        file = await client.files.create(file=("in.jsonl", line.encode()), purpose="batch")
+        batch = await client.batches.create(
+            input_file_id=file.id, endpoint="/v1/completions", completion_window="24h"
+        )
+        async with asyncio.timeout(30):
+            while batch.status != "completed":
+                await asyncio.sleep(0.05)
+                batch = await client.batches.retrieve(batch.id)
+        assert "one two three" in (await client.files.content(batch.output_file_id or "")).text
+        kept = S3FileStore(_bucket(server, "api"), tmp_path).older_than(-5)
+        assert sorted(kept) == sorted([file.id, batch.output_file_id])
+        await client.files.delete(file.id)
+        assert S3FileStore(_bucket(server, "api"), tmp_path).older_than(-5) == [
+            batch.output_file_id
+        ]
+    await hub.stop()
 
 
 class _Zeros(BaseHTTPRequestHandler):
