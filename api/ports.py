@@ -7,11 +7,12 @@ from types import TracebackType
 from typing import Protocol
 
 from api.auth.principal import Principal
-from broker.conversations import Conversation, Item
+from broker.conversations import Conversation, Item, Named
 from broker.jobs import Accepted, Band, Event, Job, NewJob, Status
 from broker.queue import CancelResult
 from broker.results import Resync
 from broker.stats import DeadLetter, Position, QueueStats, TenantQueue, WorkerStatus
+from broker.webhooks.outbox import OutboxEvent
 
 
 class Queue(Protocol):
@@ -22,6 +23,8 @@ class Queue(Protocol):
     async def get(self, job_id: str, *, tenant: str | None = None) -> Job: ...
 
     async def was_kept(self, job_id: str, *, tenant: str) -> bool: ...
+
+    async def is_named(self, tenant: str, idempotency_key: str) -> bool: ...
 
     async def list_jobs(
         self,
@@ -53,6 +56,8 @@ class Queue(Protocol):
     async def events(self, job_id: str, *, after: int = 0) -> tuple[list[Event], bool]: ...
 
     async def text(self, job_id: str) -> str: ...
+
+    async def announce(self, event: OutboxEvent) -> bool: ...
 
     async def stats(self, queue: str, *, top: int = 20) -> QueueStats: ...
 
@@ -91,7 +96,9 @@ class Queue(Protocol):
 class Conversations(Protocol):
     """As `broker.conversations.RedisConversations`."""
 
-    async def create(self, conversation: Conversation, items: Sequence[Item]) -> None: ...
+    async def create(
+        self, conversation: Conversation, items: Sequence[Item], named: Named | None = None
+    ) -> str: ...
 
     async def get(self, conversation_id: str, tenant: str) -> Conversation: ...
 

@@ -99,6 +99,7 @@ ROUTES: Final = (
     Route(hdrs.METH_GET, "/v1/queues", queues.listing, "jobs"),
     Route(hdrs.METH_GET, "/v1/models", models.listing, "jobs"),
     Route(hdrs.METH_GET, "/v1/models/{model}", models.fetch, "jobs"),
+    Route(hdrs.METH_GET, "/v1/webhook_event_types", webhooks.event_types, "jobs"),
     Route(hdrs.METH_POST, "/v1/webhook_endpoints", webhooks.create, "jobs"),
     Route(hdrs.METH_GET, "/v1/webhook_endpoints", webhooks.listing, "jobs"),
     Route(hdrs.METH_GET, "/v1/webhook_endpoints/{endpoint_id}", webhooks.fetch, "jobs"),

@@ -28,6 +28,7 @@ from broker.stats import (
     TenantQueue,
     WorkerStatus,
 )
+from broker.webhooks.outbox import OutboxEvent
 from config.settings import Queue as QueueSettings
 
 T = TypeVar("T")
@@ -84,6 +85,10 @@ class AsyncRedisQueue:
 
     async def was_kept(self, job_id: str, *, tenant: str) -> bool:
         return await self._run(self._calls.was_kept(job_id, tenant))
+
+    async def is_named(self, tenant: str, idempotency_key: str) -> bool:
+        """Whether the tenant has used this idempotency key in the last 24 hours."""
+        return await self._run(self._calls.is_named(tenant, idempotency_key))
 
     async def list_jobs(
         self,
@@ -143,6 +148,10 @@ class AsyncRedisQueue:
 
     async def text(self, job_id: str) -> str:
         return await self._run(self._calls.text(job_id))
+
+    async def announce(self, event: OutboxEvent) -> bool:
+        """Have webhooks told; False when nobody of the tenant wants to hear of anything."""
+        return await self._run(self._calls.announce(event))
 
     # -- working side -----------------------------------------------------------------------------
     async def claim(

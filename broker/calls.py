@@ -33,6 +33,7 @@ from broker.policies import TenantPolicy, shedding_marks
 from broker.queue import CancelResult, LeaseState
 from broker.reading_calls import ReadingCalls
 from broker.stats import Claimable, QueueMode
+from broker.webhooks.outbox import OutboxEvent
 from broker.wire import Arg, pairs
 from config.settings import Queue as QueueSettings
 
@@ -95,14 +96,22 @@ class Calls(ReadingCalls):
             fields += ("webhook", job.webhook)
         if job.no_store:
             fields += ("no_store", 1)
+        if job.batch_line:
+            fields += ("line", 1)
         name, request = digests(job)
         call = script_call(
             scripts.ENQUEUE, decode, (keys.base(job.model),),
             job.id, job.tenant, job.band, job.cost, job.delay_ms,
             self._max_queued, self._marks[job.band], job.deadline_ms,
             name and keys.idempotency(job.tenant, name), request, LIFETIME_MS,
-            _limits(job), job.key_id, job.key_limits.max_jobs if job.key_id else 0, *fields,
+            _limits(job), job.key_id,
+            "line" if job.batch_line else job.key_limits.max_jobs if job.key_id else 0, *fields,
         )  # fmt: skip
+        return replicated(call, self._replicas) if self._replicas else call
+
+    def announce(self, event: OutboxEvent) -> Call[bool]:
+        where = (keys.webhook_endpoints(event.tenant),)
+        call = script_call(scripts.ANNOUNCE, truth, where, event.to_json())
         return replicated(call, self._replicas) if self._replicas else call
 
     def cancel(self, job_ids: Sequence[str], tenant: str | None) -> Call[dict[str, CancelResult]]:
@@ -293,6 +302,8 @@ class Calls(ReadingCalls):
 
 def _limits(job: NewJob) -> str:
     """The rate limits of a job as the scripts take them; empty without any."""
+    if job.batch_line:
+        return ""
     mine, keys_ = job.limits, job.key_limits if job.key_id else NO_LIMITS
     if mine is NO_LIMITS and keys_ is NO_LIMITS:
         return ""

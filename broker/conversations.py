@@ -16,6 +16,8 @@ from redis.exceptions import RedisError
 
 from broker import keys, scripts
 from broker.connections import translate
+from broker.errors import IdempotencyConflictError
+from broker.idempotency import LIFETIME_MS, name_digest
 
 #: Id of an item, and the item as JSON.
 Item = tuple[str, bytes]
@@ -40,6 +42,14 @@ class Conversation:
     pending: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Named:
+    """The caller's own name for a request, and a digest of what the request is."""
+
+    key: str
+    request: str
+
+
 class RedisConversations:
     """Every call may raise `BrokerUnavailableError`."""
 
@@ -52,25 +62,42 @@ class RedisConversations:
         self._ttl_s = ttl_s
         self._most = most
 
-    async def create(self, conversation: Conversation, items: Sequence[Item]) -> None:
-        """Raises `TooManyConversationsError`."""
-        of_tenant = keys.tenant_conversations(conversation.tenant)
+    async def create(
+        self, conversation: Conversation, items: Sequence[Item], named: Named | None = None
+    ) -> str:
+        """Its id, or that of the one which was made under this name before.
+
+        Raises `TooManyConversationsError` and `IdempotencyConflictError`.
+        """
+        tenant = conversation.tenant
+        name = keys.idempotency(tenant, name_digest(named.key)) if named else ""
+        flat = [part for item in items for part in item]
         async with _translated():
             made = await self._open(
-                keys=[keys.conversation(conversation.id), of_tenant],
+                keys=[
+                    keys.conversation(conversation.id),
+                    keys.tenant_conversations(tenant),
+                    keys.conversation_items(conversation.id),
+                ],
                 args=[
                     conversation.id,
-                    conversation.tenant,
+                    tenant,
                     conversation.created_ms,
                     conversation.metadata,
                     self._ttl_s,
                     self._most,
+                    name,
+                    named.request if named else "",
+                    LIFETIME_MS,
+                    *flat,
                 ],
             )
-        if not made:
+        if made[0] == 0:
             raise TooManyConversationsError
-        if items:
-            await self.add(conversation.id, items)
+        first = made[1].decode()
+        if made[0] == 2:
+            raise IdempotencyConflictError(first)
+        return str(first)
 
     async def get(self, conversation_id: str, tenant: str) -> Conversation:
         """Raises `ConversationNotFoundError`."""
@@ -151,13 +178,25 @@ class MemoryConversations:
 
     def __init__(self, *, most: int = 10_000) -> None:
         self._kept: dict[str, _Kept] = {}
+        self._named: dict[tuple[str, str], tuple[str, str]] = {}
         self._most = most
 
-    async def create(self, conversation: Conversation, items: Sequence[Item]) -> None:
+    async def create(
+        self, conversation: Conversation, items: Sequence[Item], named: Named | None = None
+    ) -> str:
+        name = (conversation.tenant, named.key if named else "")
+        if named and name in self._named:
+            request, first = self._named[name]
+            if request != named.request:
+                raise IdempotencyConflictError(first)
+            return first
         tenants = [kept.conversation.tenant for kept in self._kept.values()]
         if tenants.count(conversation.tenant) >= self._most:
             raise TooManyConversationsError
         self._kept[conversation.id] = _Kept(conversation, dict(items))
+        if named:
+            self._named[name] = named.request, conversation.id
+        return conversation.id
 
     async def get(self, conversation_id: str, tenant: str) -> Conversation:
         kept = self._kept.get(conversation_id)

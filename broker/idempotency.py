@@ -21,4 +21,8 @@ def digests(job: NewJob) -> tuple[str, str]:
         for part in (job.endpoint, job.model, job.band):
             request.update(part.encode() + b"\0")
         request.update(job.body)
-    return blake2b(job.idempotency_key.encode(), digest_size=16).hexdigest(), request.hexdigest()
+    return name_digest(job.idempotency_key), request.hexdigest()
+
+
+def name_digest(idempotency_key: str) -> str:
+    return blake2b(idempotency_key.encode(), digest_size=16).hexdigest()

@@ -144,6 +144,8 @@ class NewJob:
     #: Bounds of the tenant, and of the key (`key_id`) it was submitted with.
     limits: RateLimits = NO_LIMITS
     key_limits: RateLimits = NO_LIMITS
+    #: A line of a batch: not counted among its tenant's jobs at once.
+    batch_line: bool = False
     #: JSON of a `broker.webhooks.endpoints.JobWebhook` that its end is told to; empty: none.
     webhook: bytes = b""
     #: Its answer is neither kept for other jobs nor taken from them (`broker.answers`).

@@ -84,6 +84,11 @@ def key_jobs(key_id: str) -> str:
     return f"fb:key:{key_id}:jobs"
 
 
+def batch_lines(tenant: str) -> str:
+    """Set: ids of a tenant's jobs that are lines of batches, until they end."""
+    return f"fb:tenant:{tenant}:lines"
+
+
 def conversation(conversation_id: str) -> str:
     """Hash with expiry: owner, metadata, the job that is pending, number of places given out."""
     return f"fb:conv:{conversation_id}"

@@ -17,6 +17,7 @@ from broker.stats import (
     TenantQueue,
     WorkerStatus,
 )
+from broker.webhooks.outbox import OutboxEvent
 
 if TYPE_CHECKING:
     from broker.memory import MemoryQueue
@@ -36,6 +37,9 @@ class AsyncMemoryQueue:
 
     async def was_kept(self, job_id: str, *, tenant: str) -> bool:
         return self._memory.was_kept(job_id, tenant=tenant)
+
+    async def is_named(self, tenant: str, idempotency_key: str) -> bool:
+        return self._memory.is_named(tenant, idempotency_key)
 
     async def list_jobs(
         self,
@@ -84,6 +88,9 @@ class AsyncMemoryQueue:
 
     async def text(self, job_id: str) -> str:
         return self._memory.text(job_id)
+
+    async def announce(self, event: OutboxEvent) -> bool:
+        return self._memory.announce(event)
 
     async def claim(
         self, queue: str, owner: str, *, limit: int = 1, batch_room: int | None = None

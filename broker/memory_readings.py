@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from broker.errors import JobNotFoundError
+from broker.idempotency import name_digest
 from broker.jobs import BANDS, Band, Event, EventType, Job, Status
 from broker.memory_prospect import prospect_of
 from broker.memory_state import ModelQueue
@@ -29,6 +30,12 @@ class MemoryReadings(MemoryStore):
     def get(self, job_id: str, *, tenant: str | None = None) -> Job:
         with self._lock:
             return self._owned(job_id, tenant).job
+
+    def is_named(self, tenant: str, idempotency_key: str) -> bool:
+        """Whether the tenant has used this idempotency key in the last 24 hours."""
+        with self._lock:
+            known = self._named.get((tenant, name_digest(idempotency_key)))
+            return known is not None and known.expires_ms > self._clock_ms()
 
     def was_kept(self, job_id: str, *, tenant: str) -> bool:
         with self._lock:

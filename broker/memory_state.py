@@ -27,6 +27,8 @@ class Record:
     limits: list[tuple[Owner, int]] = field(default_factory=list)
     max_jobs: int = 0
     key_max_jobs: int = 0
+    #: A line of a batch, in its first life: not counted among its tenant's jobs at once.
+    batch_line: bool = False
     #: Since when the job waits, or waited.
     since_ms: int = 0
     #: Attempts that were given back, and completed, by their worker.
@@ -190,12 +192,14 @@ def new_record(new: NewJob, now: int) -> Record:
         webhook=new.webhook,
         no_store=new.no_store,
     )
-    key_limits = new.key_limits if new.key_id else NO_LIMITS
-    limits = limits_of(new.tenant, new.limits, new.key_id, key_limits)
+    mine = NO_LIMITS if new.batch_line else new.limits
+    key_limits = new.key_limits if new.key_id and not new.batch_line else NO_LIMITS
+    limits = limits_of(new.tenant, mine, new.key_id, key_limits)
     return Record(
         job,
         limits=limits,
-        max_jobs=new.limits.max_jobs,
+        max_jobs=mine.max_jobs,
         key_max_jobs=key_limits.max_jobs,
+        batch_line=new.batch_line,
         since_ms=now + new.delay_ms,
     )

@@ -150,6 +150,13 @@ class MemoryStore:
             )
             self.outbox.append(event)
 
+    def announce(self, event: OutboxEvent) -> bool:
+        """Have webhooks told; False when nobody of the tenant wants to hear of anything."""
+        wanted = event.tenant in self.webhook_tenants
+        if wanted and len(self.outbox) < MOST_EVENTS:
+            self.outbox.append(event)
+        return wanted
+
     def _unlease(self, state: ModelQueue, job: Job) -> Lease:
         state.running[job.tenant] -= 1
         return state.leases.pop(job.id)
@@ -230,6 +237,10 @@ class MemoryStore:
         jobs = sum(
             state.waiting[job.tenant] + state.running[job.tenant] for state in self._queues.values()
         )
+        jobs -= sum(
+            other.batch_line and other.job.tenant == job.tenant and not other.job.is_terminal
+            for other in (self._records.values() if record.max_jobs else ())
+        )
         of_key = sum(
             other.key_max_jobs > 0 and other.job.key_id == job.key_id and not other.job.is_terminal
             for other in (self._records.values() if record.key_max_jobs else ())
@@ -267,7 +278,7 @@ class MemoryStore:
         """Start a failed or expired job's life again; its position."""
         job, state = record.job, self._queues[record.job.model]
         state.unbury(job.id)
-        record.refunds = job.attempt
+        record.refunds, record.batch_line = job.attempt, False
         self._meters.take(record.limits, job.cost, self._clock_ms())
         record.expires_ms, record.text, record.since_ms = None, "", self._clock_ms()
         self._advance(

@@ -12,6 +12,7 @@ from broker import keys, scripts
 from broker.call import Call, script_call
 from broker.drain import Drain
 from broker.errors import JobNotFoundError
+from broker.idempotency import name_digest
 from broker.jobs import BANDS, Band, Event, EventType, Job, JobError, Status
 from broker.prospect import COUNTED, position
 from broker.prospect_reply import decode_prospect
@@ -54,6 +55,10 @@ class ReadingCalls:
     def was_kept(self, job_id: str, tenant: str) -> Call[bool]:
         command = ("ZSCORE", keys.tenant_jobs(tenant), job_id)
         return Call((command,), lambda replies, _: replies[0] is not None)
+
+    def is_named(self, tenant: str, idempotency_key: str) -> Call[bool]:
+        key = keys.idempotency(tenant, name_digest(idempotency_key))
+        return Call((("EXISTS", key),), lambda replies, _: bool(replies[0]))
 
     def events(self, job_id: str, after: int) -> Call[tuple[list[Event], bool]]:
         def decode(replies: list[Any], _: bool) -> tuple[list[Event], bool]:

@@ -112,6 +112,7 @@ CONVERSE = _load("converse")
 ANSWER_FIND = _load("answer_find")
 ANSWER_KEEP = _load("answer_keep")
 ANSWER_CLAIM = _load("answer_claim")
+ANNOUNCE = _load("announce")
 WEBHOOK_PUT = _load("webhook_put")
 WEBHOOK_CLAIM = _load("webhook_claim")
 WEBHOOK_RECORD = _load("webhook_record")
@@ -146,6 +147,7 @@ ALL: tuple[Script, ...] = (
     ANSWER_FIND,
     ANSWER_KEEP,
     ANSWER_CLAIM,
+    ANNOUNCE,
     WEBHOOK_PUT,
     WEBHOOK_CLAIM,
     WEBHOOK_RECORD,

@@ -6,6 +6,7 @@ line that names the variable, the value and what is allowed; secrets are never s
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -209,16 +210,42 @@ class Queue(_Section):
 
 
 class Files(_Section):
-    """Uploaded files and results of batches, on disk."""
+    """Uploaded files and results of batches, on disk or in a bucket."""
 
-    #: Folder; empty means `files` in the data folder. API processes that share a database share it.
+    #: Folder; empty means `files` in the data folder. API processes that share a database share it;
+    #: with a bucket it only holds what is being written.
     dir: str = ""
+    #: `s3://bucket/prefix`: files are kept in a bucket of an S3-compatible store (extra `s3`).
+    #: Empty: in the folder.
+    url: str = ""
+    #: Of the store; empty is AWS. `http://` only where the way there is trusted.
+    s3_endpoint: str = ""
+    s3_region: str = "us-east-1"
+    #: Empty: credentials come from where AWS's own tools look for them.
+    s3_access_key_id: str = ""
+    s3_secret_access_key: SecretStr = SecretStr("")
+    #: Longest wait for one answer of the store.
+    s3_timeout_s: Seconds = 30.0
     #: Largest upload; above it 413.
     max_bytes: Positive = 200 * 1024 * 1024
     #: Bytes a tenant may keep; uploads beyond are refused, results of batches are not.
     quota_bytes: Positive = 10 * 1024 * 1024 * 1024
     #: Longest an upload may take, however steadily it comes.
     upload_timeout_s: Seconds = 3600.0
+
+    @field_validator("url")
+    @classmethod
+    def _is_a_bucket(cls, value: str) -> str:
+        if value and not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{1,62}(/[A-Za-z0-9._-]+)*/?", value):
+            raise ValueError("must be s3://bucket or s3://bucket/prefix")
+        return value
+
+    @field_validator("s3_endpoint")
+    @classmethod
+    def _is_http(cls, value: str) -> str:
+        if value and not value.startswith(("http://", "https://")):
+            raise ValueError("must begin with https:// or http://")
+        return value
 
 
 class Batches(_Section):

@@ -20,6 +20,7 @@ from api.accounts.database import is_missing, reading, writing
 from api.accounts.errors import AccountsError, SchemaError
 from api.accounts.files import StoredFile, UnknownCursorError, file_row
 from api.accounts.tables import BatchRow, FileRow, TenantRow
+from broker.jobs import Usage
 
 #: States in which somebody has to drive it.
 UNFINISHED: Final = ("validating", "in_progress", "finalizing", "cancelling")
@@ -55,6 +56,10 @@ class Batch:
     total: int = 0
     completed: int = 0
     failed: int = 0
+    #: The one that all its lines name, if there is one.
+    model: str | None = None
+    #: Of all its lines, once it has ended.
+    usage: Usage = field(default_factory=Usage)
     created_at: datetime
     expires_at: datetime
     in_progress_at: datetime | None = None
@@ -183,9 +188,11 @@ class BatchRecords:
             )
             return renewed.scalar()
 
-    def begin(self, batch: Batch, *, now: datetime, total: int) -> bool:
-        """Its lines are valid. False when the lease is lost; one being cancelled stays so."""
-        return self._step(batch, "validating", "in_progress", in_progress_at=now, total=total)
+    def begin(self, batch: Batch, *, now: datetime, total: int, model: str | None = None) -> bool:
+        """Its lines may be run. False when the lease is lost; one being cancelled stays so."""
+        return self._step(
+            batch, "validating", "in_progress", in_progress_at=now, total=total, model=model
+        )
 
     def finalizing(self, batch: Batch, *, now: datetime) -> bool:
         return self._step(batch, "in_progress", "finalizing", finalizing_at=now)
@@ -199,6 +206,7 @@ class BatchRecords:
                 .values(
                     status="failed",
                     ended_at=now,
+                    untold=True,
                     errors=orjson.dumps(list(errors)).decode(),
                     lease_owner=None,
                     lease_until=None,
@@ -216,6 +224,7 @@ class BatchRecords:
         errors: StoredFile | None,
         completed: int,
         failed: int,
+        usage: Usage,
     ) -> str | None:
         """End it together with its files: `status`, or `cancelled` when that was asked for.
 
@@ -232,6 +241,8 @@ class BatchRecords:
             row.output_file_id = output.id if output else None
             row.error_file_id = errors.id if errors else None
             row.completed, row.failed, row.ended_at = completed, failed, now
+            row.input_tokens, row.cached_tokens = usage.input_tokens, usage.cached_tokens
+            row.output_tokens, row.untold = usage.output_tokens, True
             row.lease_owner = row.lease_until = None
             session.flush()
             return row.status
@@ -242,6 +253,16 @@ class BatchRecords:
             connection.execute(
                 update(BatchRow).where(*_held(batch)).values(lease_owner=None, lease_until=until)
             )
+
+    def untold(self, *, limit: int) -> list[Batch]:
+        """Batches that have ended and of which webhooks haven't heard."""
+        with reading(self._engine) as connection, Session(connection) as session:
+            wanted = select(BatchRow).where(BatchRow.untold.is_(True)).limit(limit)
+            return [_batch(row) for row in session.scalars(wanted)]
+
+    def told(self, batch_id: str) -> None:
+        with writing(self._engine) as connection:
+            connection.execute(update(BatchRow).where(BatchRow.id == batch_id).values(untold=False))
 
     def unfinished(self, ids: Sequence[str]) -> set[str]:
         """Those of the ids that stand for batches which have not ended."""
@@ -327,6 +348,12 @@ def _batch(row: BatchRow) -> Batch:
         total=row.total,
         completed=row.completed,
         failed=row.failed,
+        model=row.model,
+        usage=Usage(
+            input_tokens=row.input_tokens,
+            cached_tokens=row.cached_tokens,
+            output_tokens=row.output_tokens,
+        ),
         created_at=row.created_at,
         expires_at=row.expires_at,
         in_progress_at=row.in_progress_at,

@@ -17,6 +17,7 @@ from sqlalchemy import (
     String,
     Text,
     TypeDecorator,
+    false,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -140,6 +141,7 @@ class BatchRow(Base):
         ),
         Index("ix_batches_tenant_id_created_at", "tenant_id", "created_at", "id"),
         Index("ix_batches_status", "status"),
+        Index("ix_batches_untold", "untold"),
     )
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
@@ -162,6 +164,14 @@ class BatchRow(Base):
     total: Mapped[int] = mapped_column(server_default="0")
     completed: Mapped[int] = mapped_column(server_default="0")
     failed: Mapped[int] = mapped_column(server_default="0")
+    #: The one that all its lines name; null: several, or not known yet.
+    model: Mapped[str | None] = mapped_column(String(255))
+    #: Of all its lines, once it has ended.
+    input_tokens: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    cached_tokens: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    output_tokens: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    #: It has ended, and webhooks haven't been told.
+    untold: Mapped[bool] = mapped_column(server_default=false())
     created_at: Mapped[datetime]
     expires_at: Mapped[datetime]
     in_progress_at: Mapped[datetime | None]

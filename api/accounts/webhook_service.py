@@ -110,18 +110,23 @@ class WebhookService:
         return signing.shown(signing.secret(self._key, stored.id, version))
 
     # -- deliveries -------------------------------------------------------------------------------
-    async def test(self, tenant: str, endpoint_id: str) -> Delivery | None:
-        """Send a test message and wait for its first attempt; None when that takes too long."""
+    async def test(
+        self, tenant: str, endpoint_id: str, event_type: str = TEST_EVENT
+    ) -> Delivery | None:
+        """Send a test message, or a sample of an event, and wait for its first attempt.
+
+        None when that takes too long.
+        """
         found, _ = await self.get(tenant, endpoint_id)
         now_ms = time.time_ns() // 1_000_000
         event_id = f"evt_{endpoint_id.removeprefix('wep_')}_test_{time.time_ns():x}"
-        data = {"id": endpoint_id, "object": "webhook_endpoint"}
+        data = events.sample_data(event_type, endpoint_id)
         delivery = NewDelivery(
             tenant=tenant,
             url=found.endpoint.url,
             event_id=event_id,
-            event_type=TEST_EVENT,
-            body=events.message(event_id, TEST_EVENT, now_ms, data),
+            event_type=event_type,
+            body=events.message(event_id, event_type, now_ms, data),
             endpoint=endpoint_id,
         )
         await self._store.put([], [delivery])

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Any, BinaryIO, Final
 
 import orjson
+from pydantic import ValidationError
 
 from api.accounts.batches import Batch
 from api.errors import ApiError
 from api.files.ids import line_job_id
 from api.handlers.intake import checked
-from api.schemas.batches import LINES
+from api.schemas.batches import ENVELOPE, LINES, Envelope
 from api.schemas.inference import InferenceRequest
-from api.schemas.parsing import parse
+from api.schemas.parsing import parse, refusal
 from api.schemas.responses import ResponseRequest
 from broker.jobs import Band, NewJob
 from config.catalogue import ModelSpec
 
 _BOM: Final = b"\xef\xbb\xbf"
-#: Problems told of one input; nobody reads more.
-MAX_PROBLEMS: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +31,16 @@ class RawLine:
     text: bytes
     #: It is longer than any request may be, and was read in part.
     too_long: bool = False
+
+
+class BadLineError(Exception):
+    """A line that can't be run or told apart: its batch fails. Never repeats what it says."""
+
+    def __init__(self, code: str, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.param = param
 
 
 class LineReader:
@@ -83,10 +91,24 @@ class LineChecker:
         self._catalogue = catalogue
         self._limit = max_line_bytes
 
-    def check(self, line: RawLine) -> Request:
-        """Raises `ApiError`, naming the parameter and never its value."""
+    def open(self, line: RawLine) -> Envelope:
+        """What the line has around its request. Raises `BadLineError`."""
         if line.too_long:
-            raise ApiError("payload_too_large", f"A line may have at most {self._limit} bytes.")
+            raise BadLineError("payload_too_large", f"It has more than {self._limit} bytes.")
+        try:
+            envelope: Envelope = ENVELOPE.validator.validate_json(line.text)
+        except ValidationError as error:
+            if error.errors(include_url=False, include_input=False)[0]["type"] == "json_invalid":
+                raise BadLineError("invalid_json_line", "It is not valid JSON.") from None
+            told = refusal(error)
+            raise BadLineError(told.code, told.message, told.param) from None
+        if envelope.url != self._endpoint:
+            message = f"It must be the endpoint of the batch, {self._endpoint}."
+            raise BadLineError("invalid_request", message, "url")
+        return envelope
+
+    def check(self, line: RawLine) -> Request:
+        """What its request is. Raises `ApiError`, naming the parameter and never its value."""
         parsed: Any = parse(self._schema, line.text)
         wanted: InferenceRequest = parsed.body
         if wanted.streams:
@@ -113,48 +135,6 @@ def _check_alone(wanted: ResponseRequest) -> None:
             )
 
 
-class Validation:
-    """Checks a whole input and remembers what is wrong with it."""
-
-    def __init__(self, checker: LineChecker, *, max_lines: int) -> None:
-        self._checker = checker
-        self._max_lines = max_lines
-        self._seen: set[bytes] = set()
-        self.problems: list[dict[str, Any]] = []
-        self.total = 0
-
-    @property
-    def over(self) -> bool:
-        """There is no use in looking further."""
-        return len(self.problems) >= MAX_PROBLEMS or self.total > self._max_lines
-
-    def take(self, line: RawLine) -> None:
-        self.total += 1
-        if self.total > self._max_lines:
-            message = f"A batch has at most {self._max_lines} lines."
-            self._note("too_many_lines", message, line.number)
-            return
-        try:
-            request = self._checker.check(line)
-        except ApiError as error:
-            self._note(error.code, error.message, line.number, error.param)
-            return
-        # Digests: 50,000 long names would be worth as much memory as a file.
-        digest = blake2b(request.custom_id.encode(errors="surrogatepass"), digest_size=16).digest()
-        if digest in self._seen:
-            message = "Another line before it has the same custom_id."
-            self._note("duplicate_custom_id", message, line.number, "custom_id")
-        self._seen.add(digest)
-
-    def end(self) -> None:
-        """All lines were taken."""
-        if not self.total:
-            self._note("empty_file", "The file has no lines.", None)
-
-    def _note(self, code: str, message: str, line: int | None, param: str | None = None) -> None:
-        self.problems.append({"code": code, "line": line, "message": message, "param": param})
-
-
 def line_job(batch: Batch, request: Request, *, max_attempts: int, result_ttl_s: int) -> NewJob:
     """The job of a line: in the batch band, under no rate limit, with an id of its own."""
     job_id = line_job_id(batch.id, request.number)
@@ -163,6 +143,7 @@ def line_job(batch: Batch, request: Request, *, max_attempts: int, result_ttl_s:
         id=job_id,
         tenant=batch.tenant,
         key_id=batch.key_id,
+        batch_line=True,
         model=request.spec.name,
         endpoint=request.wanted.endpoint,
         band=Band.BATCH,

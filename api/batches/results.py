@@ -21,7 +21,7 @@ from api.accounts.batches import Batch
 from api.errors import CODES, ApiError, error_object, from_job
 from api.files.store import FileStore, FileStoreError, translated
 from api.schemas.job_object import rendered_output
-from broker.jobs import Job, Status
+from broker.jobs import Job, Status, Usage
 
 #: Bytes that wait to be written before those who bring more have to wait.
 _MOST_WAITING: Final = 1024 * 1024
@@ -93,6 +93,8 @@ class Merged:
     errors_bytes: int
     completed: int
     failed: int
+    #: Of the lines that were done.
+    usage: Usage
 
 
 class Results:
@@ -154,7 +156,7 @@ class Results:
         """Blocking: write the two files, each line once. Raises `FileStoreError`."""
         output, errors = store.create(), store.create()
         merged: set[int] = set()
-        sizes, counts = [0, 0], [0, 0]
+        sizes, counts, tokens = [0, 0], [0, 0], [0, 0, 0]
         with translated(), output.open("wb") as good, errors.open("wb") as bad:
             for result in _read(self._folder):
                 if result.number in merged:
@@ -163,7 +165,10 @@ class Results:
                 (good if result.ok else bad).write(result.text + b"\n")
                 sizes[result.ok] += len(result.text) + 1
                 counts[result.ok] += 1
-        return Merged(output, errors, sizes[1], sizes[0], counts[1], counts[0])
+                if result.ok:
+                    tokens = [sum(pair) for pair in zip(tokens, _tokens(result), strict=True)]
+        usage = Usage(input_tokens=tokens[0], cached_tokens=tokens[1], output_tokens=tokens[2])
+        return Merged(output, errors, sizes[1], sizes[0], counts[1], counts[0], usage)
 
     def _count(self, result: Result) -> bool:
         if result.number in self.done:
@@ -179,6 +184,17 @@ class Results:
 def forget(folder: Path) -> None:
     """Blocking: drop the results of a batch that has ended."""
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _tokens(result: Result) -> tuple[int, int, int]:
+    """Input, cached and output tokens of a line that was done, whatever its endpoint calls them."""
+    told = orjson.loads(result.text)["response"]["body"].get("usage") or {}
+    details = told.get("input_tokens_details") or told.get("prompt_tokens_details") or {}
+    return (
+        told.get("input_tokens", told.get("prompt_tokens", 0)),
+        details.get("cached_tokens", 0),
+        told.get("output_tokens", told.get("completion_tokens", 0)),
+    )
 
 
 def _read(folder: Path) -> Iterator[Result]:

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -17,15 +18,19 @@ from api.accounts.batches import Batch, BatchRecords
 from api.accounts.database import make_engine
 from api.accounts.errors import AccountsError
 from api.accounts.files import FileRecords
-from api.batches.driver import Driver, LeaseLostError, Tools
+from api.batches.claimed import LeaseLostError, Tools
+from api.batches.driver import Driver
 from api.batches.results import forget
 from api.files.library import FileStoreError, Library
-from api.files.store import DiskFileStore
+from api.files.store import DiskFileStore, FileStore
 from api.metrics import Metrics
 from api.ports import Hub, Queue
+from broker.errors import BrokerError
+from broker.webhooks.outbox import OutboxEvent
 from config.catalogue import ModelSpec
 from config.logs import get_logger
-from config.settings import Settings
+from config.settings import Files as FileSettings
+from config.settings import Settings, SettingsError
 
 log = get_logger(__name__)
 
@@ -33,6 +38,8 @@ log = get_logger(__name__)
 _AGAIN_S: Final = 10.0
 #: Between two looks for what has expired or was left behind, about.
 _TIDY_S: Final = 600.0
+#: Ends of batches told to webhooks at once.
+_TELL: Final = 100
 #: Longest a stop waits for drivers to write what they have, and for the database.
 _STOP_S: Final = 3.0
 #: Results of batches that ended or are unknown are dropped after this long.
@@ -51,6 +58,8 @@ class BatchRunner:
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._failing = False
+        #: Webhooks couldn't be told the last time.
+        self._untold = False
 
     @property
     def records(self) -> BatchRecords:
@@ -92,6 +101,7 @@ class BatchRunner:
     async def _claim(self) -> None:
         while True:
             self._wake.clear()
+            await self._tell()
             while len(self._driving) < self._settings.concurrency:
                 if not await self._claim_one():
                     break
@@ -99,6 +109,23 @@ class BatchRunner:
                 # Not all processes at the same moment.
                 async with asyncio.timeout(self._settings.poll_s * random.uniform(0.75, 1.25)):  # noqa: S311
                     await self._wake.wait()
+
+    async def _tell(self) -> None:
+        """Have webhooks told of batches that have ended, whoever ended them.
+
+        What dies between the outbox and the note that it is there tells twice, with the same id.
+        """
+        sql = self._tools.library.sql
+        try:
+            for batch in await sql(lambda: self.records.untold(limit=_TELL)):
+                await self._tools.queue.announce(_end_of(batch))
+                await sql(partial(self.records.told, batch.id))
+        except (AccountsError, BrokerError) as error:
+            if not self._untold:
+                log.warning("batches_not_told", why=type(error).__name__)
+            self._untold = True
+        else:
+            self._untold = False
 
     async def _claim_one(self) -> bool:
         claimed_at = asyncio.get_running_loop().time()
@@ -199,8 +226,9 @@ async def open_storage(
 ) -> AsyncIterator[tuple[Library, BatchRunner]]:
     """Files and batches while the context lasts, on a database engine of their own."""
     folder = Path(settings.files.dir) if settings.files.dir else settings.data_dir / "files"
+    store = _store(settings.files, folder)
     engine = make_engine(settings.database)
-    library = Library(FileRecords(engine), DiskFileStore(folder), settings.files)
+    library = Library(FileRecords(engine), store, settings.files)
     tools = Tools(
         settings=settings,
         catalogue=catalogue,
@@ -219,6 +247,37 @@ async def open_storage(
         await runner.stop()
         library.close()
         engine.dispose()
+
+
+def _store(settings: FileSettings, folder: Path) -> FileStore:
+    """Raises `SettingsError` when the library for a bucket isn't installed."""
+    if not settings.url:
+        return DiskFileStore(folder)
+    try:
+        from api.files.s3 import S3FileStore, open_bucket
+    except ImportError:
+        raise SettingsError(
+            "FOREBAY_FILES__URL needs the extra s3: pip install 'forebay[s3]'"
+        ) from None
+    bucket = open_bucket(
+        settings.url,
+        endpoint=settings.s3_endpoint,
+        region=settings.s3_region,
+        key_id=settings.s3_access_key_id,
+        secret=settings.s3_secret_access_key.get_secret_value(),
+        timeout_s=settings.s3_timeout_s,
+    )
+    return S3FileStore(bucket, folder)
+
+
+def _end_of(batch: Batch) -> OutboxEvent:
+    ended = batch.ended_at or batch.created_at
+    return OutboxEvent(
+        type=f"batch.{batch.status}",
+        tenant=batch.tenant,
+        ms=int(ended.timestamp() * 1000),
+        batch=batch.id,
+    )
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

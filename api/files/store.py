@@ -1,6 +1,6 @@
 """Where the bytes of files are: a small protocol, and the folder that keeps it.
 
-An object store behind a URL would be another `FileStore`; only `DiskFileStore` ships.
+The other one that ships is a bucket (`api/files/s3.py`).
 """
 
 from __future__ import annotations
@@ -64,35 +64,48 @@ class FileStore(Protocol):
         ...
 
 
-class DiskFileStore:
-    """Files in a folder, readable by the owner only: `objects/<id>`, and `drafts/` while written.
+class Drafts:
+    """Local files that are being written: `drafts/` in a folder, readable by the owner only."""
+
+    def __init__(self, folder: Path) -> None:
+        self._drafts = folder / "drafts"
+
+    def create(self) -> Path:
+        with translated():
+            self._drafts.mkdir(mode=0o700, parents=True, exist_ok=True)
+            draft = self._drafts / secrets.token_hex(12)
+            os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+            return draft
+
+    def discard(self, draft: Path) -> None:
+        with translated():
+            draft.unlink(missing_ok=True)
+
+    def clean(self, age_s: float) -> int:
+        stale = _aged(self._drafts, age_s)
+        for path in stale:
+            path.unlink(missing_ok=True)
+        return len(stale)
+
+
+class DiskFileStore(Drafts):
+    """Files in a folder: `objects/<id>`, and `drafts/` while written.
 
     A file is synced before it gets its name, so that a name stands for the whole content even
     after a power cut.
     """
 
     def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
         self._objects = folder / "objects"
-        self._drafts = folder / "drafts"
-
-    def create(self) -> Path:
-        with translated():
-            for folder in (self._objects, self._drafts):
-                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            draft = self._drafts / secrets.token_hex(12)
-            os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-            return draft
 
     def keep(self, draft: Path, file_id: str) -> None:
         with translated():
+            self._objects.mkdir(mode=0o700, parents=True, exist_ok=True)
             with draft.open("rb") as written:
                 os.fsync(written.fileno())
             draft.replace(self._path(file_id))
             _sync_folder(self._objects)
-
-    def discard(self, draft: Path) -> None:
-        with translated():
-            draft.unlink(missing_ok=True)
 
     def open(self, file_id: str) -> BinaryIO:
         try:
@@ -108,16 +121,15 @@ class DiskFileStore:
     def older_than(self, age_s: float) -> list[str]:
         return [path.name for path in _aged(self._objects, age_s)]
 
-    def clean(self, age_s: float) -> int:
-        stale = _aged(self._drafts, age_s)
-        for path in stale:
-            path.unlink(missing_ok=True)
-        return len(stale)
-
     def _path(self, file_id: str) -> Path:
-        if not _ID.fullmatch(file_id):
-            raise ObjectMissingError(file_id)
-        return self._objects / file_id
+        return self._objects / checked_id(file_id)
+
+
+def checked_id(file_id: str) -> str:
+    """The id, if it may be a name in a store. Raises `ObjectMissingError`: nothing has another."""
+    if not _ID.fullmatch(file_id):
+        raise ObjectMissingError(file_id)
+    return file_id
 
 
 @contextmanager

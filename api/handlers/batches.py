@@ -104,11 +104,7 @@ async def cancel(request: web.Request) -> web.Response:
 
 def _window(principal: Principal, most: int) -> int:
     """Jobs of a batch at once: never so many that the tenant's other calls find no room."""
-    policy = principal.policy
-    bounds = [most, policy.max_queued // 2]
-    if policy.max_jobs:
-        bounds.append(policy.max_jobs // 4)
-    return max(1, min(bounds))
+    return max(1, min(most, principal.policy.max_queued // 2))
 
 
 def _shown(runner: BatchRunner, batch: Batch) -> dict[str, object]:

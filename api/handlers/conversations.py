@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -12,8 +12,10 @@ import orjson
 from aiohttp import web
 
 from api import keys
+from api.delivery.attendance import REPLAYED
 from api.errors import ApiError
 from api.handlers.body import read_body
+from api.handlers.intake import fingerprint_of, idempotency_key_of
 from api.ports import Conversations, Queue
 from api.schemas.conversations import NEW, NEW_ITEMS, UPDATE, conversation_object
 from api.schemas.parsing import parse, parse_query
@@ -30,6 +32,7 @@ from broker.conversations import (
     Conversation,
     ConversationNotFoundError,
     Item,
+    Named,
     TooManyConversationsError,
 )
 from broker.errors import JobNotFoundError
@@ -43,7 +46,7 @@ _LOST_MS: Final = 60_000
 
 
 async def create(request: web.Request) -> web.Response:
-    """`POST /v1/conversations`."""
+    """`POST /v1/conversations`; with an idempotency key a repeat finds the first one."""
     raw = await read_body(request)
     wanted = parse(NEW, raw or b"{}")
     conversation = Conversation(
@@ -53,13 +56,21 @@ async def create(request: web.Request) -> web.Response:
         metadata=orjson.dumps(wanted.metadata or {}),
     )
     items = [_item(each) for each in wanted.items or ()]
+    store, key = request.app[keys.CONVERSATIONS], idempotency_key_of(request)
+    named = Named(key, fingerprint_of(request, raw)) if key else None
     try:
-        await request.app[keys.CONVERSATIONS].create(conversation, _stored(items))
+        first = await store.create(conversation, _stored(items), named)
     except TooManyConversationsError:
         most = request.app[keys.SETTINGS].api.max_conversations
         message = f"You may have {most} conversations; delete some."
         raise ApiError("too_many_conversations", message) from None
-    return _json(conversation_object(conversation))
+    if first == conversation.id:
+        return _json(conversation_object(conversation))
+    try:
+        found = await store.get(first, conversation.tenant)
+    except ConversationNotFoundError:
+        raise ApiError("result_expired", "The conversation is gone.") from None
+    return _json(conversation_object(found), REPLAYED)
 
 
 async def fetch(request: web.Request) -> web.Response:
@@ -148,7 +159,7 @@ class Claimed:
         self._job_id = job_id
 
     async def settle(self) -> None:
-        """Unlock when the job was refused."""
+        """Unlock when the job was refused, or isn't made after all."""
         if not self._job_id:
             return
         try:
@@ -159,13 +170,6 @@ class Claimed:
 
 async def claim(request: web.Request, conversation_id: str) -> Claimed:
     """The conversation, with all that was said. Raises `ApiError`."""
-    if "Idempotency-Key" in request.headers:
-        # A repeat would have to find a conversation that has gone on.
-        raise ApiError(
-            "unsupported_parameter",
-            "It can't be combined with a conversation.",
-            param="Idempotency-Key",
-        )
     store, queue = request.app[keys.CONVERSATIONS], request.app[keys.QUEUE]
     try:
         found = await _settled(request, await _get(request, conversation_id))
@@ -256,5 +260,6 @@ def _no_item() -> ApiError:
     return ApiError("not_found", "There is no such item.")
 
 
-def _json(document: Any) -> web.Response:
-    return web.Response(body=orjson.dumps(document), content_type="application/json")
+def _json(document: Any, headers: Mapping[str, str] | None = None) -> web.Response:
+    body = orjson.dumps(document)
+    return web.Response(body=body, headers=headers, content_type="application/json")

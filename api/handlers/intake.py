@@ -70,7 +70,7 @@ def new_job(
     if metadata is None:
         metadata = wanted.metadata
     body = wanted.to_body()
-    idempotency_key = _idempotency_key(request)
+    idempotency_key = idempotency_key_of(request)
     return NewJob(
         tenant=principal.tenant,
         key_id=principal.key_id,
@@ -89,7 +89,7 @@ def new_job(
         no_store=terms.no_store or _no_store(request),
         request_id=request[keys.REQUEST_ID],
         idempotency_key=idempotency_key,
-        fingerprint=_fingerprint(request, raw) if idempotency_key else "",
+        fingerprint=fingerprint_of(request, raw) if idempotency_key else "",
         limits=principal.policy.limits,
         key_limits=principal.key_limits,
     )
@@ -113,7 +113,7 @@ def _no_store(request: web.Request) -> bool:
     return wishes is not None and "no-store" in wishes.lower()
 
 
-def _idempotency_key(request: web.Request) -> str:
+def idempotency_key_of(request: web.Request) -> str:
     """The caller's name for this request, or nothing. Raises `ApiError`."""
     given = request.headers.get("Idempotency-Key")
     if given is None:
@@ -127,7 +127,7 @@ def _idempotency_key(request: web.Request) -> str:
     return given
 
 
-def _fingerprint(request: web.Request, raw: bytes) -> str:
+def fingerprint_of(request: web.Request, raw: bytes) -> str:
     """Of what was sent, byte by byte: what becomes of it may depend on the time and on policy."""
     return blake2b(request.path.encode() + b"\0" + raw, digest_size=16).hexdigest()
 

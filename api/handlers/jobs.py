@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import Mapping
@@ -39,6 +40,8 @@ _JSON: Final = "application/json"
 _JOB_ID: Final = re.compile(r"job_[0-9a-hjkmnp-tv-z]{26}", re.ASCII)
 #: Seconds after which asking again for a pending job makes sense.
 _POLL_S: Final = "1"
+#: Waiting jobs of a page whose position is told; each costs a look into its queue.
+_POSITIONS: Final = 20
 #: Longest wait for a record over an absence of the queue.
 _RECORD_S = 5.0
 
@@ -207,14 +210,33 @@ async def listing(request: web.Request) -> web.Response:
         limit=wanted.limit,
         newest_first=wanted.order == "desc",
     )
+    positions = await _positions(request, jobs)
     page = {
         "object": "list",
-        "data": [job_object(job, with_output=False) for job in jobs],
+        "data": [
+            job_object(job, with_output=False, position=positions.get(job.id)) for job in jobs
+        ],
         "has_more": has_more,
         "first_id": jobs[0].id if jobs else None,
         "last_id": jobs[-1].id if jobs else None,
     }
     return web.Response(body=orjson.dumps(page), content_type=_JSON)
+
+
+async def _positions(request: web.Request, jobs: list[Job]) -> dict[str, Position]:
+    """Where some of a page's waiting jobs stand; asked in one go."""
+    waiting = [job.id for job in jobs if job.status is Status.QUEUED][:_POSITIONS]
+    queue = request.app[keys.QUEUE]
+    found = await asyncio.gather(*map(queue.position, waiting), return_exceptions=True)
+    positions: dict[str, Position] = {}
+    for job_id, position in zip(waiting, found, strict=True):
+        # One may have gone meanwhile; a page isn't refused for it.
+        if isinstance(position, BaseException):
+            if not isinstance(position, JobNotFoundError):
+                raise position
+        elif position is not None:
+            positions[job_id] = position
+    return positions
 
 
 async def cancel(request: web.Request) -> web.Response:

@@ -17,7 +17,7 @@ from api.delivery.response_stream import write_response
 from api.errors import ApiError, from_job
 from api.handlers.body import preference, read_body
 from api.handlers.conversations import Claimed, claim
-from api.handlers.intake import Terms, new_job
+from api.handlers.intake import Terms, idempotency_key_of, new_job
 from api.limit_headers import limit_headers
 from api.ports import Queue
 from api.schemas.job_object import overhead_ms, queue_ms
@@ -51,7 +51,8 @@ async def create(request: web.Request) -> web.StreamResponse:
     objection = wanted.objection()
     if objection is not None:
         raise ApiError(objection.code, objection.message, param=objection.param)
-    claimed = await _go_on(request, wanted)
+    # A repeat finds its job, whatever has become since of what it went on from.
+    claimed = None if await _is_repeat(request) else await _go_on(request, wanted)
     try:
         terms = Terms(ttl_s=_ttl_s(request, wanted), no_store=wanted.store is False)
         job = new_job(request, wanted, raw, terms=terms)
@@ -59,6 +60,10 @@ async def create(request: web.Request) -> web.StreamResponse:
             job = replace(job, id=request.app[keys.HUB].new_job_id())
         if claimed is not None:
             await claimed.lock(job.id)
+            # The first one had the lock while it was accepted, so this tells for certain.
+            if await _is_repeat(request):
+                await claimed.settle()
+                claimed = None
         return await _run(request, wanted, job)
     except (ApiError, BrokerError):
         if claimed is not None:
@@ -159,6 +164,12 @@ async def list_inputs(request: web.Request) -> web.Response:
     if page is None:
         raise ApiError("invalid_request", "It must be the id of an item.", param="after")
     return web.Response(body=orjson.dumps(page), content_type=_JSON)
+
+
+async def _is_repeat(request: web.Request) -> bool:
+    """Whether its idempotency key was used before. Raises `ApiError`."""
+    key, tenant = idempotency_key_of(request), request[keys.PRINCIPAL].tenant
+    return bool(key) and await request.app[keys.QUEUE].is_named(tenant, key)
 
 
 async def _go_on(request: web.Request, wanted: ResponseRequest) -> Claimed | None:

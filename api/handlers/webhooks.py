@@ -20,13 +20,15 @@ from api.schemas.webhooks import (
     DELIVERY_PAGE,
     ENDPOINT_CHANGE,
     ENDPOINT_PAGE,
+    ENDPOINT_TEST,
     NEW_ENDPOINT,
     ROTATION,
+    EndpointTest,
     Rotation,
     delivery_object,
     endpoint_object,
 )
-from broker.webhooks.endpoints import TEST_EVENT
+from broker.webhooks.endpoints import EVENT_TYPES, TEST_EVENT
 from broker.webhooks.urls import UrlError, check_url
 from config.logs import get_logger
 from config.settings import Settings
@@ -66,6 +68,11 @@ async def create(request: web.Request) -> web.Response:
     )
     log.info("webhook_endpoint_created", endpoint_id=made.id, key_id=_key_id(request))
     return _json({**endpoint_object(made), "signing_secret": secret})
+
+
+async def event_types(request: web.Request) -> web.Response:
+    """`GET /v1/webhook_event_types`: what an endpoint may ask for."""
+    return _json({"object": "list", "data": list(EVENT_TYPES)})
 
 
 async def listing(request: web.Request) -> web.Response:
@@ -130,13 +137,16 @@ async def rotate(request: web.Request) -> web.Response:
 async def test(request: web.Request) -> web.Response:
     """`POST /v1/webhook_endpoints/{id}/test`: sends a message and tells how it was answered."""
     endpoint_id = _endpoint_id(request)
-    delivery = await _known(_service(request).test(_tenant(request), endpoint_id))
+    raw = await read_body(request)
+    wanted = parse(ENDPOINT_TEST, raw) if raw else EndpointTest()
+    event_type = wanted.event_type or TEST_EVENT
+    delivery = await _known(_service(request).test(_tenant(request), endpoint_id, event_type))
     last = delivery.tries[-1] if delivery is not None and delivery.tries else None
     return _json(
         {
             "object": "webhook_endpoint.test",
             "webhook_endpoint_id": endpoint_id,
-            "event_type": TEST_EVENT,
+            "event_type": event_type,
             "success": delivery is not None and delivery.state == "delivered",
             "status_code": last.status or None if last is not None else None,
             "error": last.error or None if last is not None else "not_sent_yet",

@@ -139,6 +139,7 @@ RESPONSES: Final[Mapping[str, Call]] = {
         summary="Create a conversation",
         body=conversations.NEW,
         body_optional=True,
+        headers=("Idempotency-Key",),
         answers={200: a.ConversationObject},
         example={"items": [{"role": "user", "content": "My name is Ada."}]},
     ),

@@ -37,6 +37,9 @@ WEBHOOKS: Final[Mapping[str, Call]] = {
         query=webhooks.ENDPOINT_PAGE,
         answers={200: w.WebhookEndpointPage},
     ),
+    "GET /v1/webhook_event_types": Call(
+        tag="Webhooks", summary="List event types", answers={200: w.WebhookEventTypes}
+    ),
     f"GET {_ENDPOINT}": Call(
         tag="Webhooks", summary="Get an endpoint", answers={200: w.WebhookEndpoint}
     ),
@@ -55,7 +58,10 @@ WEBHOOKS: Final[Mapping[str, Call]] = {
     ),
     f"POST {_ENDPOINT}/test": Call(
         tag="Webhooks",
-        summary="Send a test message and wait for the answer",
+        summary="Send a test message, or a sample of an event, and wait for the answer",
+        body=webhooks.ENDPOINT_TEST,
+        body_optional=True,
+        example={"event_type": "job.completed"},
         answers={200: w.WebhookTest},
     ),
     f"GET {_ENDPOINT}/deliveries": Call(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import ConfigDict, Field, TypeAdapter
 
 from api.accounts.batches import Batch
 from api.schemas.fields import Metadata, Schema
@@ -36,6 +36,17 @@ class BatchListing(Schema):
     limit: Annotated[int, Field(ge=1, le=100, strict=False)] = 20
 
 
+class Envelope(Schema):
+    """What a line has around its request; the rest of it is looked at when its turn comes."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    custom_id: _CustomId
+    method: Literal["POST"]
+    url: str
+    body: dict[str, Any]
+
+
 class _Line(Schema):
     custom_id: _CustomId
     method: Literal["POST"]
@@ -64,6 +75,7 @@ class ResponseLine(_Line):
 Line = ChatLine | CompletionLine | EmbeddingLine | ResponseLine
 
 NEW_BATCH = TypeAdapter(NewBatch)
+ENVELOPE = TypeAdapter(Envelope)
 BATCH_LISTING = TypeAdapter(BatchListing)
 #: By the batch's endpoint, which all its lines have to name.
 LINES: dict[str, TypeAdapter[Any]] = {
@@ -83,6 +95,7 @@ def batch_object(batch: Batch) -> dict[str, Any]:
         "endpoint": batch.endpoint,
         "errors": {"object": "list", "data": batch.errors} if batch.errors else None,
         "input_file_id": batch.input_file_id,
+        "model": batch.model,
         "completion_window": "24h",
         "status": batch.status,
         "output_file_id": batch.output_file_id,
@@ -101,7 +114,19 @@ def batch_object(batch: Batch) -> dict[str, Any]:
             "completed": batch.completed,
             "failed": batch.failed,
         },
+        "usage": _usage(batch) if batch.ended_at is not None else None,
         "metadata": batch.metadata or None,
+    }
+
+
+def _usage(batch: Batch) -> dict[str, Any]:
+    used = batch.usage
+    return {
+        "input_tokens": used.input_tokens,
+        "input_tokens_details": {"cached_tokens": used.cached_tokens},
+        "output_tokens": used.output_tokens,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": used.total_tokens,
     }
 
 

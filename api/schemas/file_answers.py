@@ -49,12 +49,32 @@ class BatchCounts(Answer):
     failed: int
 
 
+class BatchInputDetails(Answer):
+    cached_tokens: int
+
+
+class BatchOutputDetails(Answer):
+    reasoning_tokens: int
+
+
+class BatchUsage(Answer):
+    """Tokens of all lines that were done."""
+
+    input_tokens: int
+    input_tokens_details: BatchInputDetails
+    output_tokens: int
+    output_tokens_details: BatchOutputDetails
+    total_tokens: int
+
+
 class BatchObject(Answer):
     id: str
     object: Literal["batch"]
     endpoint: BatchEndpoint
     errors: BatchProblems | None
     input_file_id: str
+    #: The one that all lines name; null where they name several.
+    model: str | None
     completion_window: Literal["24h"]
     status: Literal[
         "validating",
@@ -78,6 +98,8 @@ class BatchObject(Answer):
     cancelling_at: Time | None
     cancelled_at: Time | None
     request_counts: BatchCounts
+    #: Null until the batch has ended.
+    usage: BatchUsage | None
     metadata: Metadata | None
 
 

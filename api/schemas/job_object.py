@@ -49,7 +49,7 @@ def accepted_object(job: NewJob, *, created_ms: int, position: int) -> bytes:
 def job_object(
     job: Job, *, position: Position | None = None, with_output: bool = True
 ) -> dict[str, Any]:
-    """For `orjson.dumps`. Times are Unix seconds; a listing has neither output nor position."""
+    """For `orjson.dumps`. Times are Unix seconds; a listing has no output."""
     error = None
     if job.error is not None:
         error = {

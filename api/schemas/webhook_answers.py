@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import RootModel
 
 from api.schemas.answers import Answer, Time
-from api.schemas.webhooks import EventType
+from api.schemas.webhooks import EventType, Sample
 
 
 class WebhookEndpoint(Answer):
@@ -54,10 +54,15 @@ class WebhookEndpointPage(Answer):
     last_id: str | None
 
 
+class WebhookEventTypes(Answer):
+    object: Literal["list"]
+    data: list[Sample]
+
+
 class WebhookTest(Answer):
     object: Literal["webhook_endpoint.test"]
     webhook_endpoint_id: str
-    event_type: Literal["webhook_endpoint.test"]
+    event_type: Literal["webhook_endpoint.test", Sample]
     success: bool
     status_code: int | None
     error: str | None

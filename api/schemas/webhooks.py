@@ -16,14 +16,22 @@ from broker.webhooks.urls import MAX_URL
 MAX_OVERLAP_S = 604_800
 DEFAULT_OVERLAP_S = 86_400.0
 
-EventType = Literal[
-    "*",
+Sample = Literal[
     "job.completed",
     "job.failed",
     "job.cancelled",
     "job.expired",
+    "response.completed",
+    "response.failed",
+    "response.cancelled",
+    "response.incomplete",
+    "batch.completed",
+    "batch.failed",
+    "batch.expired",
+    "batch.cancelled",
     "webhook_endpoint.disabled",
 ]
+EventType = Literal["*", Sample]
 EventTypes = Annotated[list[EventType], Field(min_length=1, max_length=16)]
 Url = Annotated[str, Field(min_length=1, max_length=MAX_URL)]
 Name = Annotated[str, Field(max_length=100)]
@@ -63,6 +71,13 @@ class Rotation(Schema):
         return 0.0 if self.keep_old_secret_active_for_24_hours is False else DEFAULT_OVERLAP_S
 
 
+class EndpointTest(Schema):
+    """Body of `POST /v1/webhook_endpoints/{id}/test`, which may be absent."""
+
+    #: Send a sample of this event instead of `webhook_endpoint.test`.
+    event_type: Sample | None = None
+
+
 class EndpointPage(Schema):
     """Query of a listing. Strings come in, so numbers are read leniently."""
 
@@ -77,6 +92,7 @@ class DeliveryPage(EndpointPage):
 NEW_ENDPOINT = TypeAdapter(NewEndpoint)
 ENDPOINT_CHANGE = TypeAdapter(EndpointChange)
 ROTATION = TypeAdapter(Rotation)
+ENDPOINT_TEST = TypeAdapter(EndpointTest)
 ENDPOINT_PAGE = TypeAdapter(EndpointPage)
 DELIVERY_PAGE = TypeAdapter(DeliveryPage)
 

@@ -47,6 +47,11 @@ local function base_of(queue)
   return 'fb:{' .. queue .. '}:'
 end
 
+-- Names of a tenant's jobs that are lines of batches, until they end.
+local function lines_of(tenant)
+  return 'fb:tenant:' .. tenant .. ':lines'
+end
+
 local function mirror_of(base)
   return string.sub(base, 5, -3)
 end
@@ -196,7 +201,7 @@ end
 local function read_job(id)
   local raw = call('HMGET', 'fb:job:' .. id, 'status', 'tenant', 'band', 'model', 'cost', 'attempt',
     'refunds', 'max_attempts', 'seq', 'result_ttl_s', 'deadline_ms',
-    'created_ms', 'queued_ms', 'limits', 'key_id', 'erased_ms', 'webhook', 'started_ms')
+    'created_ms', 'queued_ms', 'limits', 'key_id', 'erased_ms', 'webhook', 'started_ms', 'line')
   if not raw[1] then
     return nil
   end
@@ -206,7 +211,7 @@ local function read_job(id)
     max_attempts = tonumber(raw[8]), seq = tonumber(raw[9]), ttl = tonumber(raw[10]),
     deadline = raw[11] or nil, since = tonumber(raw[13] or raw[12]),
     limits = raw[14] or nil, key_id = raw[15] or '', erased = raw[16], webhook = raw[17] or nil,
-    started = tonumber(raw[18] or nil),
+    started = tonumber(raw[18] or nil), line = raw[19],
   }
 end
 
@@ -306,19 +311,23 @@ local function wipe(id)
   call('EXPIRE', key .. ':events', STUB_S)
 end
 
--- Leaves word of a job's end for the webhook worker, where anybody wants it (broker/webhooks).
-local function announce(id, job, status, seq, now)
-  if not job.webhook and call('EXISTS', 'fb:webhook:endpoints:' .. job.tenant) == 0 then
-    return
-  end
+-- Leaves word for the webhook worker; `event`: an OutboxEvent as JSON (broker/webhooks/outbox.py).
+local function post(event)
   if call('LLEN', 'fb:webhook:outbox') >= WEBHOOK_EVENTS then
     call('HINCRBY', 'fb:webhook:counts', 'overflowed', 1)
     return
   end
-  call('RPUSH', 'fb:webhook:outbox', cjson.encode({type = 'job.' .. status, tenant = job.tenant,
-    job = id, seq = seq, ms = now, webhook = job.webhook}))
+  call('RPUSH', 'fb:webhook:outbox', event)
   if call('EXISTS', 'fb:webhook:bell') == 0 then
     call('RPUSH', 'fb:webhook:bell', '1')
+  end
+end
+
+-- Leaves word of a job's end, where anybody wants it.
+local function announce(id, job, status, seq, now)
+  if job.webhook or call('EXISTS', 'fb:webhook:endpoints:' .. job.tenant) == 1 then
+    post(cjson.encode({type = 'job.' .. status, tenant = job.tenant, job = id, seq = seq, ms = now,
+      webhook = job.webhook}))
   end
 end
 
@@ -333,6 +342,9 @@ local function finish(base, id, job, status, now, fields, taken, told)
   if job.limits then
     settle_limits(job, (taken or 0) - job.cost, now)
     call('SREM', 'fb:key:' .. job.key_id .. ':jobs', id)
+  end
+  if job.line then
+    call('SREM', lines_of(job.tenant), id)
   end
   call('HSET', key, 'status', status, 'finished_ms', now, 'seq', seq, unpack(fields))
   if told == '' or job.erased then
@@ -511,14 +523,31 @@ local function refusal(base, tenant, band, default_bound, mark, now)
   return nil, known
 end
 
--- Jobs of a tenant in all queues that are not terminal: counted where they are, so that nothing can
--- be left over.
-local function jobs_of(tenant)
+-- Drops some ids of a set of jobs that have no place in it: their record was deleted, or an older
+-- version ended them.
+local function weed(held)
+  for _, id in ipairs(call('SRANDMEMBER', held, 16)) do
+    local state = call('HMGET', 'fb:job:' .. id, 'status', 'finished_ms')
+    if not state[1] or state[2] then
+      call('SREM', held, id)
+    end
+  end
+end
+
+-- Jobs of a tenant in all queues that are not terminal, without lines of batches: counted where they
+-- are, so that nothing can be left over.
+local function jobs_of(tenant, now)
   local sum = 0
   for _, queue in ipairs(call('SMEMBERS', 'fb:queues')) do
     sum = sum + tonumber(call('ZSCORE', base_of(queue) .. 't', tenant) or 0)
   end
-  return sum
+  local held = lines_of(tenant)
+  local lines = call('SCARD', held)
+  if lines > 0 and (now % 8 == 0 or lines > sum) then
+    weed(held)
+    lines = call('SCARD', held)
+  end
+  return math.max(sum - lines, 0)
 end
 
 -- Whether an API key has as many jobs as it may have. Its set names them, so that no count can drift;
@@ -529,12 +558,7 @@ local function key_is_full(key_id, bound)
   if call('SCARD', held) < bound then
     return false
   end
-  for _, id in ipairs(call('SRANDMEMBER', held, 16)) do
-    local state = call('HMGET', 'fb:job:' .. id, 'status', 'finished_ms')
-    if not state[1] or state[2] then
-      call('SREM', held, id)
-    end
-  end
+  weed(held)
   return call('SCARD', held) >= bound
 end
 
@@ -573,7 +597,7 @@ local function weigh(limits, tenant, key_id, key_jobs, cost, now)
       writes[#writes + 1] = {write, scope[1], math.ceil(last - now) + 1000}
     end
   end
-  if not which and jobs > 0 and jobs_of(tenant) >= jobs then
+  if not which and jobs > 0 and jobs_of(tenant, now) >= jobs then
     which, longest, bound = 5, 0, jobs
   end
   if not which and key_jobs > 0 and key_is_full(key_id, key_jobs) then

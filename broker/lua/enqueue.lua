@@ -7,7 +7,8 @@
 -- ARGV[8] deadline (ms since 1970), or 0
 -- ARGV[9] key of the idempotency entry, or empty  [10] digest of the request  [11] life of the entry
 -- ARGV[12] rate limits (see `read_limits`), or empty  [13] id of the API key
--- ARGV[14] bound of the key's jobs at once, or 0; with one there are rate limits, if only of 0
+-- ARGV[14] bound of the key's jobs at once, or 0; with one there are rate limits, if only of 0. Or
+--          `line`: it is a line of a batch, without limits and not counted among its tenant's jobs
 -- ARGV[15…] further fields and values of the record
 -- Returns {0, position in the tenant's list, now, meters} | {1, position, now, meters}: this id
 -- exists | {4, position, now, meters, id}: accepted before, as this id | {5, id}: the idempotency key
@@ -63,6 +64,9 @@ if writes then
     call('HSET', record, 'key_jobs', key_jobs)
   end
   take_limits(id, writes, ARGV[13], key_jobs)
+end
+if ARGV[14] == 'line' then
+  call('SADD', lines_of(tenant), id)
 end
 if ARGV[9] ~= '' then
   call('SET', ARGV[9], ARGV[10] .. '|' .. id, 'PX', ARGV[11])

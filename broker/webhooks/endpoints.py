@@ -8,16 +8,23 @@ from typing import Any
 
 import orjson
 
+#: Of a single job.
+JOB_EVENT_TYPES = ("job.completed", "job.failed", "job.cancelled", "job.expired")
+#: As OpenAI has them: of a response that ran in the background, and of a batch.
+RESPONSE_EVENT_TYPES = (
+    "response.completed",
+    "response.failed",
+    "response.cancelled",
+    "response.incomplete",
+)
+BATCH_EVENT_TYPES = ("batch.completed", "batch.failed", "batch.expired", "batch.cancelled")
 #: Events an endpoint may ask for.
 EVENT_TYPES = (
-    "job.completed",
-    "job.failed",
-    "job.cancelled",
-    "job.expired",
+    *JOB_EVENT_TYPES,
+    *RESPONSE_EVENT_TYPES,
+    *BATCH_EVENT_TYPES,
     "webhook_endpoint.disabled",
 )
-#: Those of a single job.
-JOB_EVENT_TYPES = EVENT_TYPES[:4]
 #: All of them, those to come included.
 ANY = "*"
 #: Sent by a call alone, to one endpoint, whatever it has asked for.

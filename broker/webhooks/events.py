@@ -21,7 +21,7 @@ JOB_FIELDS = (
 )  # fmt: skip
 
 #: Workers answer it as a chat.
-_RESPONSES: Final = "/v1/responses"
+RESPONSES: Final = "/v1/responses"
 
 
 def message(event_id: str, event_type: str, ms: int, data: Mapping[str, Any]) -> bytes:
@@ -59,10 +59,31 @@ def job_message(
     if output is not None and current:
         with_output = {**data, "output": orjson.Fragment(output)}
         whole = message(event.id, event.type, event.ms, with_output)
-        if len(whole) <= most_bytes and data["endpoint"] != _RESPONSES:
+        if len(whole) <= most_bytes and data["endpoint"] != RESPONSES:
             return whole
         data["output_omitted"] = True
     return message(event.id, event.type, event.ms, data)
+
+
+def response_event(event: OutboxEvent, body: bytes | None, output: bytes | None) -> str | None:
+    """What the end of a job is to those who know it as a response; None: nothing.
+
+    It is told of responses that ran in the background, as OpenAI does; `body` and `output` are
+    those of the job's record, None where they have been erased.
+    """
+    if body is None or not orjson.loads(body).get("response", {}).get("background"):
+        return None
+    status = event.type.removeprefix("job.")
+    if status == "completed":
+        choices = orjson.loads(output or b"{}").get("choices") or [{}]
+        cut = choices[0].get("finish_reason") == "length"
+        return "response.incomplete" if cut else "response.completed"
+    return "response.cancelled" if status == "cancelled" else "response.failed"
+
+
+def response_id(job_id: str) -> str:
+    """The job's name at `/v1/responses`."""
+    return f"resp_{job_id.removeprefix('job_')}"
 
 
 def _details(record: Mapping[str, bytes]) -> dict[str, Any]:
@@ -83,6 +104,23 @@ def _details(record: Mapping[str, bytes]) -> dict[str, Any]:
         "error": orjson.loads(record["error"]) if record.get("error") else None,
         "usage": usage,
     }
+
+
+def sample_data(event_type: str, endpoint: str) -> dict[str, Any]:
+    """`data` of a message that is sent to try an endpoint out: ids in it stand for nothing."""
+    kind = event_type.partition(".")[0]
+    if kind == "webhook_endpoint":
+        data = {"id": endpoint, "object": "webhook_endpoint"}
+        return data | {"reason": "gone"} if event_type.endswith(".disabled") else data
+    if kind == "job":
+        status = event_type.partition(".")[2]
+        return {"id": "job_sample", "object": "job", "status": status, "metadata": {}}
+    return {"id": f"{'resp' if kind == 'response' else kind}_sample"}
+
+
+def id_message(event_id: str, event_type: str, ms: int, object_id: str) -> bytes:
+    """As OpenAI tells of batches and responses: their id and nothing else."""
+    return message(event_id, event_type, ms, {"id": object_id})
 
 
 def disabled_message(event: OutboxEvent) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import orjson
@@ -17,7 +17,7 @@ MOST_EVENTS = 1_000_000
 class OutboxEvent:
     """One entry, as the scripts write it."""
 
-    #: `job.<status>` or `webhook_endpoint.disabled`.
+    #: `job.<status>`, `batch.<status>` or `webhook_endpoint.disabled`.
     type: str
     tenant: str
     #: When it happened (Unix milliseconds).
@@ -30,15 +30,24 @@ class OutboxEvent:
     #: The endpoint that was disabled, and why: `gone` or `failing`.
     endpoint: str = ""
     reason: str = ""
+    #: The batch that ended.
+    batch: str = ""
 
     @classmethod
     def from_json(cls, raw: bytes) -> OutboxEvent:
         fields: Mapping[str, Any] = orjson.loads(raw)
         return cls(**{**fields, "ms": int(fields["ms"]), "seq": int(fields.get("seq", 0))})
 
+    def to_json(self) -> bytes:
+        """Only what it has: a version that knows less reads it as well."""
+        return orjson.dumps({name: value for name, value in asdict(self).items() if value})
+
     @property
     def id(self) -> str:
         """`evt_…`: the same each time this event is looked at; the `webhook-id` of its messages."""
         if self.job:
             return f"evt_{self.job.removeprefix('job_')}_{self.seq}"
+        if self.batch:
+            # It ends once.
+            return f"evt_{self.batch}"
         return f"evt_{self.endpoint.removeprefix('wep_')}_{self.ms}"

@@ -11,7 +11,9 @@ from typing import Any
 
 import openai
 import pytest
+from redis import Redis
 
+from broker import keys
 from broker.async_queue import AsyncRedisQueue
 from broker.connections import connect, connect_async
 from broker.jobs import Band, Status
@@ -19,8 +21,9 @@ from broker.memory import AsyncMemoryQueue, MemoryQueue
 from broker.policies import TenantPolicy
 from broker.redis_queue import RedisQueue
 from broker.results import EventHub, MemoryHub
+from broker.webhooks.outbox import OutboxEvent
 from config.settings import Settings, load
-from tests.apiserver import CHAT, EMBED, Api, make_database, serving
+from tests.apiserver import CHAT, EMBED, Api, eventually, make_database, serving
 from tests.conftest import PATIENCE_S
 
 _ENDED = {"completed", "failed", "expired", "cancelled"}
@@ -193,15 +196,17 @@ async def test_files_and_batches_of_others_are_not_there(
 async def test_a_batch_is_done(api: Api, client: openai.AsyncOpenAI) -> None:
     lines: list[Any] = [_line(number) for number in range(40)]
     lines += ["", _line(40, "fail context_length_exceeded"), _line(41, "\u00e4\U0001f642"), ""]
-    api.accounts.change("a", policy=TenantPolicy(requests_per_minute=1, max_jobs=8))
+    api.accounts.change("a", policy=TenantPolicy(requests_per_minute=1, max_jobs=1))
     batch = await _batch(client, lines, metadata={"night": "1"})
     assert (batch.object, batch.status) == ("batch", "validating")
+    assert (batch.model, batch.usage) == (None, None)
     assert batch.metadata == {"night": "1"}
     done = await _ended(client, batch.id)
     assert done.status == "completed"
     assert done.request_counts.model_dump() == {"total": 42, "completed": 41, "failed": 1}
     assert done.in_progress_at <= done.finalizing_at <= done.completed_at
     assert done.expires_at == done.created_at + 86_400
+    assert done.model == CHAT
     output = await _results(client, done.output_file_id)
     assert set(output) == {f"line-{number}" for number in (*range(40), 41)}
     one = output["line-3"]
@@ -213,6 +218,15 @@ async def test_a_batch_is_done(api: Api, client: openai.AsyncOpenAI) -> None:
     assert refused["code"] == "context_length_exceeded"
     # The lines were jobs of the batch band, and no limit was asked.
     jobs, _ = api.queue.list_jobs("ten_a", limit=100)
+    used = [job.usage for job in jobs if job.status is Status.COMPLETED]
+    assert done.usage.model_dump() == {
+        "input_tokens": sum(each.input_tokens for each in used),
+        "input_tokens_details": {"cached_tokens": sum(each.cached_tokens for each in used)},
+        "output_tokens": sum(each.output_tokens for each in used),
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": sum(each.total_tokens for each in used),
+    }
+    assert done.usage.total_tokens
     assert {job.band for job in jobs} == {Band.BATCH}
     assert len(jobs) == 42
     assert json.loads(jobs[0].metadata)["batch_id"] == batch.id
@@ -252,47 +266,77 @@ async def test_responses(client: openai.AsyncOpenAI) -> None:
         line("d", input=[]),
     ]
     bad = await _ended(client, (await _batch(client, lines, endpoint="/v1/responses")).id)
-    assert [error.param for error in bad.errors.data] == [
-        "body.previous_response_id",
-        "body.conversation",
-        "body.background",
-        "body.input",
-    ]
+    assert (bad.status, bad.output_file_id) == ("completed", None)
+    errors = await _results(client, bad.error_file_id)
+    assert {name: row["response"]["body"]["error"]["param"] for name, row in errors.items()} == {
+        "a": "body.previous_response_id",
+        "b": "body.conversation",
+        "c": "body.background",
+        "d": "body.input",
+    }
 
 
-async def test_bad_lines_are_told_with_their_numbers(api: Api, client: openai.AsyncOpenAI) -> None:
+async def test_lines_that_cannot_be_told_apart_fail_the_batch(
+    api: Api, client: openai.AsyncOpenAI
+) -> None:
     lines = [
         _line(1),
         "{broken",
         _line(1),
         {**_line(4), "method": "GET"},
         {**_line(5), "url": "/v1/embeddings"},
-        _line(6, logprobs=True),
-        _line(7, model="no-such"),
-        {key: value for key, value in _line(8).items() if key != "custom_id"},
-        _line(9, stream=True),
-        _line(10, priority="interactive"),
-        _line(11, max_tokens=10**9),
+        {key: value for key, value in _line(6).items() if key != "custom_id"},
+        {**_line(7), "body": "hi"},
+        {**_line(8), "custom_id": ""},
     ]
     done = await _ended(client, (await _batch(client, lines)).id)
     assert done.status == "failed"
     assert done.failed_at is not None
-    assert done.output_file_id is None
+    assert (done.output_file_id, done.error_file_id) == (None, None)
     found = [(error.line, error.code, error.param) for error in done.errors.data]
     assert found == [
-        (2, "invalid_request", None),
+        (2, "invalid_json_line", None),
         (3, "duplicate_custom_id", "custom_id"),
         (4, "invalid_request", "method"),
         (5, "invalid_request", "url"),
-        (6, "unsupported_parameter", "body.logprobs"),
-        (7, "model_not_found", "body.model"),
+        (6, "invalid_request", "custom_id"),
+        (7, "invalid_request", "body"),
         (8, "invalid_request", "custom_id"),
-        (9, "unsupported_parameter", "body.stream"),
-        (10, "unsupported_parameter", "body.priority"),
-        (11, "invalid_request", "body.max_tokens"),
     ]
     jobs, _ = api.queue.list_jobs("ten_a")
     assert jobs == []
+
+
+async def test_a_bad_request_is_an_error_of_its_line(api: Api, client: openai.AsyncOpenAI) -> None:
+    bad: list[tuple[Any, str, str | None]] = [
+        (_line(2, logprobs=True), "unsupported_parameter", "body.logprobs"),
+        (_line(3, model="no-such"), "model_not_found", "body.model"),
+        (_line(4, stream=True), "unsupported_parameter", "body.stream"),
+        (_line(5, priority="interactive"), "unsupported_parameter", "body.priority"),
+        (_line(6, max_tokens=10**9), "invalid_request", "body.max_tokens"),
+        ({**_line(7), "more": 1}, "unsupported_parameter", "more"),
+        (json.dumps(_line(8)).replace('"hi"', "NaN"), "invalid_request", None),
+        (_line(9, "\0"), "invalid_request", "body.messages.0.content"),
+        ({**_line(10), "custom_id": "line\0-10"}, "invalid_request", "custom_id"),
+    ]
+    lines = [_line(1), *[line for line, _, _ in bad], _line(11)]
+    done = await _ended(client, (await _batch(client, lines)).id)
+    assert (done.status, done.errors) == ("completed", None)
+    assert done.request_counts.model_dump() == {"total": 11, "completed": 2, "failed": 9}
+    assert done.model == CHAT
+    assert set(await _results(client, done.output_file_id)) == {"line-1", "line-11"}
+    errors = list((await _results(client, done.error_file_id)).values())
+    assert {each["response"]["status_code"] for each in errors} == {400, 404}
+    found = {
+        each["custom_id"]: (error["code"], error["param"])
+        for each in errors
+        for error in [each["response"]["body"]["error"]]
+    }
+    assert found.pop("line-8")[0] == "invalid_request"
+    assert found.pop("line\0-10") == ("invalid_request", "custom_id")
+    assert found == {f"line-{n}": bad[n - 2][1:] for n in (2, 3, 4, 5, 6, 7, 9)}
+    jobs, _ = api.queue.list_jobs("ten_a")
+    assert len(jobs) == 2
 
 
 @pytest.mark.parametrize(
@@ -300,8 +344,11 @@ async def test_bad_lines_are_told_with_their_numbers(api: Api, client: openai.As
     [
         (b"", "empty_file"),
         (b"\n \n", "empty_file"),
-        (json.dumps(_line(1)).encode("utf-16"), "invalid_request"),
-        (b'{"custom_id": "\xff"}', "invalid_request"),
+        (json.dumps(_line(1)).encode("utf-16"), "invalid_json_line"),
+        (b'{"custom_id": "\xff"}', "invalid_json_line"),
+        (b'{"custom_id": "\\ud800", "method": "POST"}', "invalid_json_line"),
+        (b"[" * 2000, "invalid_json_line"),
+        (b"[]", "invalid_request"),
         (b"\n".join(json.dumps(_line(n)).encode() for n in range(201)), "too_many_lines"),
     ],
 )
@@ -338,6 +385,34 @@ async def test_what_cannot_be_a_batch_is_refused_at_once(client: openai.AsyncOpe
     with pytest.raises(openai.BadRequestError) as window:
         await _batch(client, [_line(1)], completion_window="1h")
     assert window.value.param == "completion_window"
+
+
+async def test_webhooks_are_told_of_the_end(api: Api, client: openai.AsyncOpenAI) -> None:
+    queue: Any = api.queue
+    if isinstance(queue, MemoryQueue):
+        queue.webhook_tenants.add("ten_a")
+    else:
+        redis = Redis(connection_pool=queue._pool)
+        redis.hset(keys.webhook_endpoints("ten_a"), "wep_1", "{}")
+
+    def told() -> set[tuple[str, str, str]]:
+        if isinstance(queue, MemoryQueue):
+            found = queue.outbox
+        else:
+            raw = redis.lrange(keys.WEBHOOK_OUTBOX, 0, -1)
+            found = [OutboxEvent.from_json(each) for each in raw]
+        return {(each.type, each.tenant, each.batch) for each in found if each.batch}
+
+    good, bad = await _batch(client, [_line(1)]), await _batch(client, ["{"])
+    for batch in (good, bad):
+        await _ended(client, batch.id)
+    async with _client(api, "b") as other:
+        await _ended(other, (await _batch(other, [_line(1)])).id)
+    await eventually(lambda: len(told()) == 2)
+    assert told() == {
+        ("batch.completed", "ten_a", good.id),
+        ("batch.failed", "ten_a", bad.id),
+    }
 
 
 async def test_a_cancel_keeps_what_is_done(api: Api, client: openai.AsyncOpenAI) -> None:

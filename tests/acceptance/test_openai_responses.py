@@ -396,3 +396,66 @@ async def test_a_response_as_a_job(client: openai.AsyncOpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         await client.post("/jobs", body=submission, cast_to=object)
     assert refused.value.param == "body.conversation"
+
+
+async def test_a_conversation_is_made_once_under_a_name(client: openai.AsyncOpenAI) -> None:
+    named = {"Idempotency-Key": "chat 7"}
+    said: Any = [{"role": "user", "content": "x"}]
+    made = [await client.conversations.create(items=said, extra_headers=named) for _ in range(3)]
+    assert len({each.id for each in made}) == 1
+    assert [item.role async for item in client.conversations.items.list(made[0].id)] == ["user"]
+    again = await client.conversations.with_raw_response.create(items=said, extra_headers=named)
+    assert again.headers["Idempotent-Replayed"] == "true"
+    with pytest.raises(openai.UnprocessableEntityError) as other:
+        await client.conversations.create(extra_headers=named)
+    assert other.value.code == "idempotency_key_reused"
+    await client.conversations.delete(made[0].id)
+    with pytest.raises(openai.APIStatusError) as gone:
+        await client.conversations.create(items=said, extra_headers=named)
+    assert (gone.value.status_code, gone.value.code) == (410, "result_expired")
+
+
+async def test_a_response_of_a_conversation_is_made_once_under_a_name(
+    api: Api, client: openai.AsyncOpenAI
+) -> None:
+    talk = await client.conversations.create()
+    named = {"Idempotency-Key": "turn 1"}
+
+    async def ask(text: str, **more: Any) -> Any:
+        return await client.responses.create(
+            model=CHAT, input=text, conversation=talk.id, extra_headers=named, **more
+        )
+
+    first = await ask("hold", background=True)
+    await eventually(lambda: api.worker.held)
+    # While the first one runs, and has the conversation for itself.
+    assert (await ask("hold", background=True)).id == first.id
+    with pytest.raises(openai.UnprocessableEntityError):
+        await ask("something else")
+    api.worker.release()
+    async with asyncio.timeout(10):
+        while (await client.responses.retrieve(first.id)).status != "completed":
+            await asyncio.sleep(0.01)
+    assert (await ask("hold", background=True)).id == first.id
+    # The repeats have taken no place in it, and left no lock.
+    following = await client.responses.create(model=CHAT, input="hi", conversation=talk.id)
+    assert following.status == "completed"
+    assert len((await client.conversations.items.list(talk.id, limit=100)).data) == 4
+
+
+async def test_a_repeat_does_not_ask_for_what_went_before(client: openai.AsyncOpenAI) -> None:
+    first = await client.responses.create(model=CHAT, input="hi")
+
+    async def go_on(key: str) -> Any:
+        return await client.responses.create(
+            model=CHAT,
+            input="more",
+            previous_response_id=first.id,
+            extra_headers={"Idempotency-Key": key},
+        )
+
+    second = await go_on("a")
+    await client.responses.delete(first.id)
+    assert (await go_on("a")).id == second.id
+    with pytest.raises(openai.NotFoundError):
+        await go_on("b")

@@ -240,6 +240,37 @@ def test_jobs_at_once_of_a_key(harness: Harness) -> None:
     assert limited.value.scope == "tenant"
 
 
+@pytest.mark.parametrize("way", ["done", "cancel", "deadline", "lost", "erased"])
+def test_lines_of_batches_are_under_no_limit_and_in_nobody_s_way(
+    harness: Harness, way: str
+) -> None:
+    bounds: dict[str, Any] = {"max_jobs": 2, "requests_per_minute": 3, "key_jobs": 2}
+    late = {"deadline_ms": harness.now() + 1_000} if way == "deadline" else {}
+    lines = [_job(batch_line=True, max_attempts=1, **bounds, **late) for _ in range(5)]
+    for line in lines:
+        assert harness.queue.enqueue(line).limits == ()
+    _accepted(harness, 2, **bounds)
+    if way in ("done", "lost"):
+        claims = harness.queue.claim(MODEL, "w1", limit=5)
+        assert {claim.job.id for claim in claims} == {line.id for line in lines}
+        if way == "done":
+            for claim in claims:
+                harness.finish(claim)
+    elif way == "cancel":
+        harness.queue.cancel_many([line.id for line in lines], tenant="a")
+    elif way == "erased":
+        for line in lines:
+            harness.queue.erase(line.id)
+    if way in ("deadline", "lost"):
+        harness.advance(LEASE_MS + 2_000)
+        harness.queue.sweep(MODEL)
+    assert all(harness.queue.get(line.id).is_terminal for line in lines)
+    # Their ends make no room either.
+    with pytest.raises(RateLimitedError) as limited:
+        harness.queue.enqueue(_job(max_jobs=2))
+    assert (limited.value.scope, limited.value.kind) == ("tenant", "jobs")
+
+
 @pytest.mark.parametrize("way", ["done", "cancel", "deadline", "lost", "failed", "erased"])
 def test_a_place_of_a_key_is_free_when_its_job_ends(harness: Harness, way: str) -> None:
     late = {"deadline_ms": harness.now() + 1_000} if way == "deadline" else {}

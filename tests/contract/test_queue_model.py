@@ -76,6 +76,7 @@ JOBS = st.fixed_dictionaries(
         #: At times two requests share one.
         "idempotency_key": st.sampled_from(["", "", "", "x", "y"]),
         "fingerprint": st.sampled_from(["1", "1", "2"]),
+        "batch_line": st.sampled_from([False, False, False, True]),
     }
 )
 CRASH = st.sampled_from([False, False, True])
@@ -495,6 +496,16 @@ class Twins(RuleBasedStateMachine):
                 if record.key_max_jobs
                 and record.job.key_id == key_id
                 and not record.job.is_terminal
+            }
+
+    @invariant()
+    def lines_of_batches_are_named_until_they_end(self) -> None:
+        for tenant in ("a", "b", "c", "ü|x"):
+            held = {each.decode() for each in self.client.smembers(keys.batch_lines(tenant))}
+            assert held == {
+                job_id
+                for job_id, record in self.memory._records.items()
+                if record.batch_line and record.job.tenant == tenant and not record.job.is_terminal
             }
 
     def ask_for_a_position(self, pick: int) -> None:

@@ -172,6 +172,7 @@ async def test_examples_run_and_answers_are_as_described(world: World) -> None:
     world.made["file_id"] = (await call("POST /v1/files"))["id"]
     await call("DELETE /v1/files/{file_id}")
 
+    await call("GET /v1/webhook_event_types")
     await call("GET /v1/webhook_endpoints")
     await call("GET /v1/webhook_endpoints/{endpoint_id}")
     await call("POST /v1/webhook_endpoints/{endpoint_id}")

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 import redis.asyncio
 
@@ -14,7 +15,7 @@ from broker.connections import translate
 from broker.errors import BrokerError
 from broker.webhooks import events, signing
 from broker.webhooks.deliveries import Delivery, NewDelivery, State, Try
-from broker.webhooks.endpoints import Endpoint, JobWebhook
+from broker.webhooks.endpoints import RESPONSE_EVENT_TYPES, Endpoint, JobWebhook
 from broker.webhooks.outbox import OutboxEvent
 from broker.webhooks.schedule import delay_s
 from broker.webhooks.store import LEASE_SLACK_S, WebhookStore
@@ -142,13 +143,17 @@ class Courier:
         self, event: OutboxEvent, endpoints: Sequence[Endpoint]
     ) -> list[NewDelivery]:
         wanted = [each for each in endpoints if each.wants(event.type)]
+        as_response = event.job and any(map(_wants_responses, endpoints))
         own = JobWebhook.from_json(event.webhook) if event.webhook else None
         if own is not None and event.type not in own.event_types:
             own = None
-        if not wanted and own is None:
+        if not wanted and own is None and not as_response:
             return []
         if not event.job:
-            body = events.disabled_message(event)
+            if event.batch:
+                body = events.id_message(event.id, event.type, event.ms, event.batch)
+            else:
+                body = events.disabled_message(event)
             return [self._new(event, each.url, body, endpoint=each.id) for each in wanted]
         with_output = [each.include_output for each in (*wanted, own) if each is not None]
         record, output = await self._store.job_record(
@@ -173,7 +178,29 @@ class Courier:
         if own is not None:
             keep_s, body = keeps[own.include_output], bodies[own.include_output]
             made.append(self._new(event, own.url, body, keep_s=keep_s))
+        if as_response and record.get("endpoint") == events.RESPONSES.encode():
+            made += await self._of_response(event, endpoints)
         return made
+
+    async def _of_response(
+        self, event: OutboxEvent, endpoints: Sequence[Endpoint]
+    ) -> list[NewDelivery]:
+        """The end of a job once more, under its name as a response."""
+        record, output = await self._store.job_record(event.job, ("body",), output=True)
+        kind = events.response_event(event, record.get("body"), output)
+        if kind is None:
+            return []
+        event_id = f"{event.id}_response"
+        body = events.id_message(event_id, kind, event.ms, events.response_id(event.job))
+        return [
+            replace(
+                self._new(event, each.url, body, endpoint=each.id),
+                event_id=event_id,
+                event_type=kind,
+            )
+            for each in endpoints
+            if each.wants(kind)
+        ]
 
     def _new(
         self, event: OutboxEvent, url: str, body: bytes, *, endpoint: str = "", keep_s: int = 0
@@ -249,6 +276,10 @@ class Courier:
             error=error,
         )
         return outcome
+
+
+def _wants_responses(endpoint: Endpoint) -> bool:
+    return any(map(endpoint.wants, RESPONSE_EVENT_TYPES))
 
 
 async def drop_cancelled(task: asyncio.Task[None]) -> None:

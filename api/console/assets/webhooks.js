@@ -5,7 +5,12 @@ import { deliveriesList } from "./deliveries.js";
 import { action, confirmed, h, notify, showProblem } from "./dom.js";
 import { moment } from "./format.js";
 
-const EVENTS = ["job.completed", "job.failed", "job.cancelled", "job.expired", "webhook_endpoint.disabled"];
+const EVENTS = [
+  "job.completed", "job.failed", "job.cancelled", "job.expired",
+  "response.completed", "response.failed", "response.cancelled", "response.incomplete",
+  "batch.completed", "batch.failed", "batch.expired", "batch.cancelled",
+  "webhook_endpoint.disabled",
+];
 const WHY = { gone: "it answered 410", failing: "it failed for too long", owner: "switched off" };
 
 export function webhooksView() {

@@ -27,6 +27,7 @@ from api.accounts.files import (
 from api.accounts.records import Tenant
 from api.accounts.store import AccountStore
 from api.files.ids import new_batch_id, new_file_id
+from broker.jobs import Usage
 from broker.policies import TenantPolicy
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -186,18 +187,32 @@ def test_a_claim_that_was_lost_writes_nothing(files: FileRecords, batches: Batch
     assert not batches.begin(old, now=late, total=3)
     assert not batches.finalizing(old, now=late)
     assert not batches.fail(old, [{"code": "x"}], now=late)
-    ended = {"now": late, "output": _file(), "errors": None, "completed": 9, "failed": 9}
+    ended = {
+        "now": late,
+        "output": _file(),
+        "errors": None,
+        "completed": 9,
+        "failed": 9,
+        "usage": Usage(),
+    }
     assert batches.finish(old, "completed", **ended) is None
     batches.release(old, until=late)
     assert batches.claim("p3", now=late, lease_s=10) is None
     assert files.page("ten_a", now=late, limit=9)[0][0].purpose == "batch"
-    assert batches.begin(new, now=late, total=3)
+    assert batches.begin(new, now=late, total=3, model="m")
     output = _file(purpose="batch_output")
+    used = Usage(input_tokens=2**40, cached_tokens=5, output_tokens=7)
     ended = {"now": late, "output": output, "errors": None, "completed": 3, "failed": 0}
+    ended["usage"] = used
     assert batches.finish(new, "completed", **ended) == "completed"
     shown = batches.get(new.id, tenant="ten_a")
     assert shown is not None
     assert (shown.status, shown.total, shown.completed) == ("completed", 3, 3)
+    assert (shown.model, shown.usage) == ("m", used)
+    # Webhooks are told once it is known that they were.
+    assert [each.id for each in batches.untold(limit=9)] == [new.id]
+    batches.told(new.id)
+    assert batches.untold(limit=9) == []
     assert shown.output_file_id == output.id
     assert files.get(output.id, tenant="ten_a", now=late) == output
     # What has ended isn't driven again.
@@ -216,7 +231,10 @@ def test_a_cancel_is_kept_through_every_step(files: FileRecords, batches: BatchR
     assert batches.begin(batch, now=NOW, total=2)
     assert batches.finalizing(batch, now=NOW)
     ended: dict[str, Any] = {"now": NOW, "output": None, "errors": None}
-    assert batches.finish(batch, "completed", **ended, completed=0, failed=2) == "cancelled"
+    assert (
+        batches.finish(batch, "completed", **ended, completed=0, failed=2, usage=Usage())
+        == "cancelled"
+    )
     again = batches.cancel(batch.id, tenant="ten_a", now=NOW)
     assert again is not None
     assert again.status == "cancelled"

@@ -17,6 +17,7 @@ from openai import InvalidWebhookSignatureError
 from broker import keys
 from broker.webhooks import signing
 from broker.webhooks.endpoints import Endpoint, JobWebhook, Signing
+from broker.webhooks.outbox import OutboxEvent
 from tests.webhooklab import KEY, Lab, Receiver, lab, receiving
 
 
@@ -42,6 +43,7 @@ async def _job(
     *,
     output: bytes = b'{"text":"hi"}',
     endpoint: str = "/v1/chat/completions",
+    body: bytes = b"{}",
     **event: Any,
 ) -> str:
     """A job that has just completed."""
@@ -49,7 +51,7 @@ async def _job(
     record = {
         "seq": 3, "endpoint": endpoint, "model": "llm", "band": "interactive",
         "metadata": b'{"order":"7"}', "created_ms": 1_700_000_000_000, "attempt": 1,
-        "started_ms": 1_700_000_001_000, "result_ttl_s": 60, "output": output, "body": b"{}",
+        "started_ms": 1_700_000_001_000, "result_ttl_s": 60, "output": output, "body": body,
         "usage": b'{"input_tokens":2,"output_tokens":3,"cached_tokens":0}',
     }  # fmt: skip
     await here.client.hset(keys.job(job_id), mapping=record)
@@ -271,6 +273,81 @@ async def test_the_output_of_a_response_is_left_to_the_api(here: Lab, receiver: 
     data = orjson.loads(receiver.got[0].body)["data"]
     assert data["output_omitted"] is True
     assert "output" not in data
+
+
+@pytest.mark.parametrize(
+    ("ended", "finish", "kind"),
+    [
+        ("completed", "stop", "response.completed"),
+        ("completed", "length", "response.incomplete"),
+        ("failed", "", "response.failed"),
+        ("expired", "", "response.failed"),
+        ("cancelled", "", "response.cancelled"),
+    ],
+)
+async def test_a_background_response_is_told_of_as_openai_does(
+    here: Lab, receiver: Receiver, ended: str, finish: str, kind: str
+) -> None:
+    types = ("response.completed", "response.incomplete", "response.failed", "response.cancelled")
+    await here.publish(
+        "acme",
+        _endpoint(receiver, "/responses", event_types=types),
+        _endpoint(receiver, "/all", id="wep_2"),
+        _endpoint(receiver, "/jobs", id="wep_3", event_types=("job.completed",)),
+    )
+    output = orjson.dumps({"choices": [{"finish_reason": finish}]}) if finish else b""
+    job_id = await _job(
+        here, endpoint="/v1/responses", output=output, body=b'{"response":{"background":true}}',
+        type=f"job.{ended}",
+    )  # fmt: skip
+    assert set(await here.attempt()) == {"delivered"}
+    told = [got for got in receiver.got if got.path == "/responses"]
+    secret = signing.shown(signing.secret(KEY, "wep_1", 1))
+    with openai.OpenAI(api_key="unused", webhook_secret=secret) as client:
+        (event,) = [client.webhooks.unwrap(got.body, got.headers) for got in told]
+    assert type(event).__name__ == "".join(map(str.title, kind.split("."))) + "WebhookEvent"
+    assert event.data.to_dict() == {"id": "resp_" + job_id.removeprefix("job_")}
+    by_all = [orjson.loads(got.body) for got in receiver.got if got.path == "/all"]
+    assert {each["type"] for each in by_all} == {f"job.{ended}", kind}
+    assert len({each["id"] for each in by_all}) == 2
+    assert len(receiver.got) == 3 + (ended == "completed")
+
+
+@pytest.mark.parametrize(
+    "record", [{"body": b'{"response":{"background":false}}'}, {"endpoint": "/v1/completions"}]
+)
+async def test_other_jobs_are_no_responses(
+    here: Lab, receiver: Receiver, record: dict[str, Any]
+) -> None:
+    await here.publish("acme", _endpoint(receiver, event_types=("response.completed",)))
+    background = b'{"response":{"background":true}}'
+    await _job(here, **{"endpoint": "/v1/responses", "body": background, **record})
+    assert await here.attempt() == []
+    assert await here.store.outbox(9) == []
+
+
+async def test_an_erased_response_is_not_told_of(here: Lab, receiver: Receiver) -> None:
+    await here.publish("acme", _endpoint(receiver, event_types=("response.cancelled",)))
+    job_id = await _job(here, endpoint="/v1/responses", type="job.cancelled")
+    await here.client.hdel(keys.job(job_id), "body", "output")
+    assert await here.attempt() == []
+
+
+@pytest.mark.parametrize("status", ["completed", "failed", "expired", "cancelled"])
+async def test_the_end_of_a_batch(here: Lab, receiver: Receiver, status: str) -> None:
+    await here.publish("acme", _endpoint(receiver, event_types=(f"batch.{status}",)))
+    event = OutboxEvent(
+        type=f"batch.{status}", tenant="acme", batch="batch_1", ms=1_700_000_002_000
+    )
+    # Told twice, it is still one.
+    await here.client.rpush(keys.WEBHOOK_OUTBOX, event.to_json(), event.to_json())
+    assert await here.attempt() == ["delivered"]
+    (got,) = receiver.got
+    secret = signing.shown(signing.secret(KEY, "wep_1", 1))
+    with openai.OpenAI(api_key="unused", webhook_secret=secret) as client:
+        told: Any = client.webhooks.unwrap(got.body, got.headers)
+    assert type(told).__name__ == f"Batch{status.title()}WebhookEvent"
+    assert (told.data.to_dict(), told.created_at) == ({"id": "batch_1"}, 1_700_000_002)
 
 
 async def test_a_record_that_is_gone_still_tells_of_its_end(here: Lab, receiver: Receiver) -> None:

@@ -21,12 +21,15 @@ from api.schemas.webhook_answers import WebhookTest
 from broker import keys
 from broker.connections import connect_async
 from broker.webhooks import signing
+from broker.webhooks.endpoints import EVENT_TYPES
 from config.settings import Settings, load
-from tests.apiserver import Api, eventually, job, running
+from tests.apiserver import CHAT, Api, eventually, job, running
 from tests.conftest import PATIENCE_S
 from tests.webhooklab import Lab, Receiver, lab, receiving
 
 B = {"Authorization": "Bearer b"}
+#: One of each kind.
+SAMPLES = ("job.failed", "response.incomplete", "batch.expired", "webhook_endpoint.disabled")
 PATH = "/v1/webhook_endpoints"
 
 
@@ -193,8 +196,40 @@ async def test_a_test_message_tells_how_it_was_answered(stack: Stack) -> None:
     WebhookTest.model_validate(tested)
     assert (status, tested["success"], tested["status_code"]) == (200, True, 204)
     stack.receiver.answers["/hook"] = 500
-    status, tested = await stack.call("POST", f"{PATH}/{made['id']}/test", json={"event_type": "x"})
+    status, tested = await stack.call("POST", f"{PATH}/{made['id']}/test", json={})
     assert (tested["success"], tested["status_code"]) == (False, 500)
+
+
+async def test_any_event_can_be_tried_out(stack: Stack) -> None:
+    made = await stack.create(event_types=["job.failed"])
+    path = f"{PATH}/{made['id']}/test"
+    with openai.OpenAI(api_key="unused", webhook_secret=made["signing_secret"]) as client:
+        for number, event_type in enumerate(SAMPLES):
+            status, tested = await stack.call("POST", path, json={"event_type": event_type})
+            WebhookTest.model_validate(tested)
+            assert (status, tested["success"], tested["event_type"]) == (200, True, event_type)
+            got = stack.receiver.got[number]
+            event: Any = client.webhooks.unwrap(got.body, got.headers)
+            assert (event.type, bool(event.data.id)) == (event_type, True)
+    for body in ({"event_type": "x"}, {"event_type": "*"}, {"other": 1}, []):
+        status, answer = await stack.call("POST", path, json=body)
+        assert (status, answer["error"]["type"]) == (400, "invalid_request_error")
+    assert len(stack.receiver.got) == len(SAMPLES)
+
+
+async def test_a_background_response_ends_at_its_endpoint(stack: Stack) -> None:
+    made = await stack.create(event_types=["response.completed"])
+    async with openai.AsyncOpenAI(
+        base_url=stack.api.url + "v1", api_key="a", webhook_secret=made["signing_secret"]
+    ) as client:
+        waited = await client.responses.create(model=CHAT, input="hi")
+        assert waited.status == "completed"
+        response = await client.responses.create(model=CHAT, input="hi", background=True)
+        await stack.received()
+        (got,) = stack.receiver.got
+        event: Any = client.webhooks.unwrap(got.body, got.headers)
+        assert (event.type, event.data.id) == ("response.completed", response.id)
+        assert (await client.responses.retrieve(event.data.id)).output_text == "one two three"
 
 
 async def test_an_endpoint_that_was_gone_can_be_enabled_again(stack: Stack) -> None:
@@ -298,4 +333,7 @@ async def test_the_openai_package_manages_endpoints(stack: Stack) -> None:
         rotated: Any = await client.webhooks.rotate_secret(made.id)
         assert rotated.signing_secret != made.signing_secret
         assert (await client.webhooks.update(made.id, name="new")).name == "new"
+        tested = await client.webhooks.test(made.id, event_type="batch.completed")
+        assert (tested.event_type, tested.status_code) == ("batch.completed", 204)
+        assert (await client.webhooks.event_types.list()).data == list(EVENT_TYPES)
         assert (await client.webhooks.delete(made.id)).deleted

@@ -16,9 +16,10 @@ import pytest
 
 from api import keys
 from api.accounts.errors import DatabaseUnavailableError
-from api.batches import driver as driver_module
+from api.batches import claimed as claimed_module
 from api.batches import results as results_module
-from api.batches.driver import Driver
+from api.batches import running as running_module
+from api.batches.claimed import ClaimedBatch
 from api.files import store as store_module
 from broker.jobs import Status
 from broker.memory import AsyncMemoryQueue, MemoryQueue
@@ -233,7 +234,7 @@ async def test_a_batch_expires_with_what_is_done(api: Api, monkeypatch: pytest.M
         def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]
             return datetime.now(tz) + timedelta(days=1)
 
-    monkeypatch.setattr(driver_module, "datetime", Tomorrow)
+    monkeypatch.setattr(claimed_module, "datetime", Tomorrow)
     async with asyncio.timeout(PATIENCE_S):
         while (batch := await _get(api, batch_id))["status"] != "expired":
             api.worker.ring()
@@ -247,7 +248,7 @@ async def test_a_batch_expires_with_what_is_done(api: Api, monkeypatch: pytest.M
 async def test_a_batch_waits_while_the_queue_has_no_room(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(driver_module, "_LONGEST_PAUSE_S", 0.05)
+    monkeypatch.setattr(running_module, "_LONGEST_PAUSE_S", 0.05)
     api.queue.drain(CHAT)
     batch_id = await _batch(api, "hi", "hi")
     await _ended(api, batch_id, "in_progress")
@@ -259,15 +260,15 @@ async def test_a_cancel_before_the_lines_were_checked_leaves_no_files(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checking, go_on = asyncio.Event(), asyncio.Event()
-    lines = Driver._lines
+    lines = ClaimedBatch.lines
 
-    async def held(self: Driver) -> AsyncIterator[Any]:
+    async def held(self: ClaimedBatch) -> AsyncIterator[Any]:
         checking.set()
         await go_on.wait()
         async for line in lines(self):
             yield line
 
-    monkeypatch.setattr(Driver, "_lines", held)
+    monkeypatch.setattr(ClaimedBatch, "lines", held)
     batch_id = await _batch(api, "hi", "hi")
     await checking.wait()
     async with api.client.post(f"/v1/batches/{batch_id}/cancel") as response:

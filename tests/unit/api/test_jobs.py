@@ -374,6 +374,22 @@ async def test_anothers_job_is_answered_like_a_missing_one(
     assert api.queue.get(mine).status is Status.IN_PROGRESS
 
 
+async def test_a_listing_tells_where_waiting_jobs_stand(api: Api) -> None:
+    done = await (await api.client.post("/v1/jobs?wait=9", json=job())).json()
+    async with api.client.get(done["urls"]["self"] + "?wait=9") as answer:
+        assert (await answer.json())["status"] == "completed"
+    api.queue.pause(CHAT)
+    made = [(await (await api.client.post("/v1/jobs", json=job())).json())["id"] for _ in range(25)]
+    async with api.client.get("/v1/jobs?order=asc&limit=100") as answer:
+        page = (await answer.json())["data"]
+    assert page[0]["queue"] is None
+    told = {each["id"]: each["queue"] and each["queue"]["position"] for each in page[1:]}
+    assert set(told) == set(made)
+    assert list(told.values()).count(None) == 5
+    assert all(told[name] in (None, place) for place, name in enumerate(made))
+    api.queue.resume(CHAT)
+
+
 async def test_a_listing_shows_only_the_callers_jobs(api: Api) -> None:
     await _submit(api, job())
     response = await api.client.get("/v1/jobs", headers=B)

@@ -9,8 +9,15 @@ import pytest
 import standardwebhooks
 from pydantic import SecretStr
 
-from broker.webhooks import signing
-from broker.webhooks.endpoints import Endpoint, Health, JobWebhook, Signing
+from broker.webhooks import events, signing
+from broker.webhooks.endpoints import (
+    EVENT_TYPES,
+    TEST_EVENT,
+    Endpoint,
+    Health,
+    JobWebhook,
+    Signing,
+)
 from broker.webhooks.outbox import OutboxEvent
 from broker.webhooks.schedule import delay_s, retry_after
 from broker.webhooks.urls import UrlError, check_url, is_allowed, origin
@@ -243,3 +250,12 @@ def test_records_come_back_as_they_were() -> None:
 def test_an_events_id_is_that_of_its_job_and_life() -> None:
     event = OutboxEvent(type="job.failed", tenant="t", ms=1, job="job_abc", seq=4)
     assert event.id == "evt_abc_4"
+
+
+@pytest.mark.parametrize("event_type", [*EVENT_TYPES, TEST_EVENT])
+def test_samples_look_like_their_events(event_type: str) -> None:
+    data = events.sample_data(event_type, "wep_1")
+    kind = event_type.partition(".")[0]
+    names = {"job": "job_", "response": "resp_", "batch": "batch_", "webhook_endpoint": "wep_"}
+    assert data["id"].startswith(names[kind])
+    assert ("object" in data) == (kind in ("job", "webhook_endpoint"))

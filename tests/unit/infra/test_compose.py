@@ -13,6 +13,8 @@ import pytest
 import yaml
 
 from config import catalogue, settings
+from loadtests import nginx
+from tests.conftest import missing
 
 ROOT = Path(__file__).parents[3]
 BIN = Path(sys.executable).parent
@@ -44,6 +46,7 @@ def test_the_services(compose: dict[str, Any]) -> None:
         "postgres",
         "migrate",
         "api",
+        "nginx",
         "worker-chat",
         "worker-embedding",
         "webhooks",
@@ -79,6 +82,32 @@ def test_ports_are_published_on_the_loopback_only(compose: dict[str, Any]) -> No
     ports = [port for s in compose["services"].values() for port in s.get("ports", [])]
     assert ports
     assert all(port["host_ip"] == "127.0.0.1" for port in ports)
+
+
+def test_nginx_is_in_front_of_the_replicas(compose: dict[str, Any], tmp_path: Path) -> None:
+    front = compose["services"]["nginx"]
+    given = ROOT / "infra/nginx/forebay.conf"
+    assert [Path(each["source"]) for each in front["volumes"]] == [given]
+    (shell, flags, script) = front["command"]
+    # Compose doubles dollars; there are none. Run what the container runs, up to nginx itself.
+    inside = script.replace("/tmp", str(tmp_path)).replace("/etc/forebay.conf", str(given))
+    prepare, start = inside.strip().splitlines()
+    subprocess.run([shell, flags, prepare], check=True, timeout=10)
+    made = tmp_path / "forebay.conf"
+    servers = [line.split()[1] for line in made.read_text().splitlines()
+               if line.strip().startswith("server ") and "fail_timeout" in line]  # fmt: skip
+    assert servers == ["api:8080"]
+    assert start == f"exec nginx -p {tmp_path} -c {made} -g 'daemon off;'"
+    binary = nginx.program()
+    if binary is None:
+        missing("nginx")
+    # The name is known inside alone.
+    made.write_text(made.read_text().replace("api:8080", "127.0.0.1:9"))
+    done = subprocess.run(
+        [str(binary), "-t", "-p", str(tmp_path), "-c", str(made)],
+        capture_output=True, text=True, timeout=20,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 def test_prometheus_scrapes_services_that_exist(compose: dict[str, Any]) -> None:
