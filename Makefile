@@ -78,6 +78,14 @@ bench-rabbitmq: $(READY) ## No-op jobs/s with RabbitMQ as the broker against Red
 bench-engine: $(READY) ## 64 chats through the whole stack against the engine alone
 	@$(BIN)/python -m loadtests.engine_bench
 
+.PHONY: bench-embeddings
+bench-embeddings: $(READY) ## 64 clients embedding short texts through the whole stack, against the library and infinity-emb
+	@[ -x .venv-infinity/bin/infinity_emb ] || { $(PYTHON) -m venv .venv-infinity && \
+	  .venv-infinity/bin/pip install -q torch==2.13.0 && \
+	  .venv-infinity/bin/pip install -q "infinity-emb[torch,server]==0.0.78" "transformers<5"; } \
+	  || { rm -rf .venv-infinity; echo "· infinity-emb can't be installed: its side is left out" >&2; }
+	@$(BIN)/python -m loadtests.embeddings
+
 .PHONY: bench-fairness
 bench-fairness: $(READY) ## Shares of tenants and bands, a newcomer's wait, a batch flood; against Celery and a FIFO
 	@$(BIN)/python -m loadtests.fairness
@@ -128,5 +136,5 @@ chaos-webhooks: $(READY) ## Webhooks to receivers that misbehave, workers killed
 
 .PHONY: clean
 clean: ## Remove the environment and caches (not the data folder .forebay)
-	rm -rf $(VENV) $(FUZZ) .venv-litellm .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info build dist
+	rm -rf $(VENV) $(FUZZ) .venv-litellm .venv-infinity .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
