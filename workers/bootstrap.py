@@ -57,10 +57,10 @@ def make_engine(
     from workers.sources import ensure
 
     folder = ensure(spec, settings.models)
-    if spec.kind == "embedding":
-        from workers.engines.embedding import EmbeddingEngine
+    if spec.kind != "chat":
+        from workers.engines.encoder import EncoderEngine
 
-        return EmbeddingEngine(
+        return EncoderEngine(
             spec,
             folder,
             threads=settings.worker.threads,

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import api
 from api.cli.datadir import DataDir
@@ -193,14 +194,21 @@ def catalogue_toml(models: tuple[ModelSpec, ...]) -> str:
     """The entries as `models.toml` has them."""
     lines: list[str] = []
     for model in models:
-        # A JSON string or number is a TOML one.
         lines.append(f"[models.{json.dumps(model.name)}]")
         lines += [
-            f"{name} = {json.dumps(value)}"
-            for name, value in model.model_dump(exclude={"name"}).items()
+            f"{name} = {_toml(value)}"
+            for name, value in model.model_dump(exclude={"name"}, exclude_unset=True).items()
         ]
         lines.append("")
     return "\n".join(lines)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        pairs = (f"{json.dumps(name)} = {_toml(each)}" for name, each in value.items())
+        return f"{{{', '.join(pairs)}}}"
+    # A JSON string, number or list of them is a TOML one.
+    return json.dumps(value)
 
 
 def _chosen(catalogue: Mapping[str, ModelSpec], names: tuple[str, ...]) -> tuple[ModelSpec, ...]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.integration.real_models import real_model
 from workers.engine import EngineLostError, EngineRequest
-from workers.engines.embedding import EmbeddingEngine
+from workers.engines.bucketing import Piece
+from workers.engines.encoder import EncoderEngine
 
 pytestmark = pytest.mark.model
 
@@ -20,7 +22,7 @@ class Lab:
 
     def __init__(self) -> None:
         self.lost, self.dead, self.release = (threading.Event() for _ in range(3))
-        self.engine = EmbeddingEngine(
+        self.engine = EncoderEngine(
             *real_model("all-minilm-l6-v2"),
             stall_s=0.5,
             on_lost=self.lost.set,
@@ -29,11 +31,11 @@ class Lab:
         self.engine.start()
 
     def instead_of_the_model(self, act: Callable[[], None]) -> None:
-        def embed(_: Any, batch: list[list[int]]) -> list[list[float]]:
+        def compute(batch: Sequence[Piece]) -> Any:
             act()
-            return [[0.0] for _ in batch]
+            return np.zeros((len(batch), 1))
 
-        self.engine._embed = embed  # type: ignore[method-assign]
+        self.engine._head.compute = compute  # type: ignore[method-assign]
 
     def submit(self) -> Any:
         body = {"input": ["words"]}

@@ -1,0 +1,311 @@
+"""What an encoder is used for: vectors of texts, labels of texts, or how well documents fit.
+
+A head makes inputs of a request, has them computed in batches, and makes the result of the rows
+of numbers that come out. All that is the same for the three is in `workers.engines.encoder`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from broker.jobs import Usage
+from config.catalogue import ModelSpec
+from workers.admission import Limits
+from workers.engine import EngineError, EngineResult, Judgement
+from workers.engines.bert import Bert, suits
+from workers.engines.bucketing import Inputs, Piece, WaitingInputs
+from workers.engines.pooling import Pooling
+from workers.engines.precision import Tolerance, cosine_distance, largest_difference, settle
+from workers.engines.texts import TextEncoder
+from workers.loader import dtype_for, load_config, load_model, load_tokenizer
+from workers.prompts import PromptBuilder
+
+_SAMPLES = (
+    "The forebay is the pool where water waits before it enters the turbines.",
+    "Ein kurzer Satz.",
+    "How do I reset my password when I no longer have access to the e-mail address I used?",
+    "SELECT id FROM jobs WHERE status = 'queued' ORDER BY created_ms LIMIT 10;",
+)
+
+Rows = np.ndarray[Any, Any]
+
+
+class Head:
+    """What the three have in common. `start` first; then thread-safe."""
+
+    tolerance: Tolerance
+
+    def __init__(self, spec: ModelSpec, folder: Path) -> None:
+        self.spec = spec
+        self.folder = folder
+
+    def start(self, device: torch.device) -> None:
+        """Load the model in a precision that it bears."""
+        self._device = device
+        config = load_config(self.folder)
+        self._understand(config)
+        self.texts = TextEncoder(PromptBuilder(load_tokenizer(self.folder)), self.limits)
+        self._network = settle(
+            self._load,
+            dtype_for(self.spec, device),
+            self._compute,
+            self.batch(self.warm_up),
+            self.tolerance,
+            insist=self.spec.dtype != "auto",
+        )
+
+    @property
+    def warm_up(self) -> dict[str, Any]:
+        """The body of a request."""
+        return {"input": list(_SAMPLES)}
+
+    def inputs(self, body: Mapping[str, Any]) -> Inputs:
+        """Raises `EngineError` for what the model can't take."""
+        raise NotImplementedError
+
+    def result(self, body: Mapping[str, Any], rows: Sequence[Rows], usage: Usage) -> EngineResult:
+        """`rows` in the order of the inputs."""
+        raise NotImplementedError
+
+    def batch(self, body: Mapping[str, Any]) -> list[Piece]:
+        """All inputs of a request as one batch."""
+        owner = WaitingInputs("", self.inputs(body), body)
+        return [Piece(owner, index) for index in range(len(owner.inputs.tokens))]
+
+    def compute(self, pieces: Sequence[Piece]) -> Rows:
+        """A row of numbers for each input."""
+        return self._compute(self._network, pieces)
+
+    @property
+    def context_tokens(self) -> int:
+        """Longest input, marks included."""
+        return self.limits.context_tokens
+
+    # -- for the heads -----------------------------------------------------------------------------
+    def _understand(self, config: Any, *, most_tokens: int = 2**31) -> None:
+        """Take what is to be known from the checkpoint's configuration."""
+        positions = getattr(config, "max_position_embeddings", None) or 2**31
+        if config.model_type in ("roberta", "xlm-roberta", "camembert"):
+            # Their positions count from behind the padding's own.
+            positions -= config.pad_token_id + 1
+        self.limits = Limits(
+            context_tokens=min(self.spec.context_tokens, most_tokens, positions),
+            output_tokens=1,
+            vocabulary=config.vocab_size,
+        )
+
+    def _load(self, dtype: torch.dtype) -> _Network:
+        model: Any = load_model(self.spec, self.folder, dtype=dtype, where=self._device)
+        return _Network(model, self._device)
+
+    def _finish(self, network: _Network, out: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    @torch.inference_mode()
+    def _compute(self, network: _Network, pieces: Sequence[Piece]) -> Rows:
+        out, mask = network(pieces)
+        rows: Rows = self._finish(network, out, mask).float().cpu().numpy()
+        return rows
+
+
+class _Network:
+    """A loaded model, its batches and, on the CPU where it suits, its own forward pass."""
+
+    def __init__(self, model: Any, device: torch.device) -> None:
+        self.model = model
+        self._device = device
+        self._padding = getattr(model.config, "pad_token_id", None) or 0
+        self._types = "token_type_ids" in inspect.signature(model.forward).parameters
+        base = model.base_model
+        own = suits(model) and type(base).__name__ == "BertModel"
+        known = base is model or type(model).__name__ == "BertForSequenceClassification"
+        self._own = Bert(base) if own and known else None
+
+    def __call__(self, pieces: Sequence[Piece]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Hidden states or logits, and the mask of the tokens."""
+        lengths = [len(piece.tokens) for piece in pieces]
+        longest = max(lengths)
+        ids = np.full((len(pieces), longest), self._padding, dtype=np.int64)
+        mask = np.zeros_like(ids)
+        types = np.zeros_like(ids)
+        for row, piece in enumerate(pieces):
+            ids[row, : lengths[row]] = piece.tokens
+            mask[row, : lengths[row]] = 1
+            if piece.second:
+                types[row, piece.second : lengths[row]] = 1
+        place = self._device
+        seen = torch.from_numpy(mask).to(place)
+        given: dict[str, torch.Tensor] = {"input_ids": torch.from_numpy(ids).to(place)}
+        if self._types and types.any():
+            given["token_type_ids"] = torch.from_numpy(types).to(place)
+        padded = min(lengths) < longest
+        if self._own is not None:
+            hidden = self._own(
+                given["input_ids"], seen if padded else None, given.get("token_type_ids")
+            )
+            return self._after(hidden), seen
+        output = self.model(**given, attention_mask=seen)
+        return output["logits" if "logits" in output else "last_hidden_state"], seen
+
+    def _after(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What a classifier makes of the hidden states."""
+        if self.model.base_model is self.model:
+            return hidden
+        logits: torch.Tensor = self.model.classifier(self.model.base_model.pooler(hidden))
+        return logits
+
+
+class Embedding(Head):
+    """A vector for each text."""
+
+    # Cosines of 0.999 to float32, and 0.9999 between alone and in company.
+    tolerance = Tolerance(distance=cosine_distance, precision=1e-3, company=1e-4)
+
+    def _understand(self, config: Any, *, most_tokens: int = 2**31) -> None:
+        self._pooling = Pooling.of(self.folder)
+        super()._understand(config, most_tokens=min(most_tokens, self._pooling.max_tokens))
+
+    def inputs(self, body: Mapping[str, Any]) -> Inputs:
+        return _one_each(self.texts, body)
+
+    def result(self, body: Mapping[str, Any], rows: Sequence[Rows], usage: Usage) -> EngineResult:
+        size = body.get("dimensions")
+        if size is not None:
+            # The API has checked it against the catalogue; the catalogue may be wrong.
+            if size > len(rows[0]):
+                raise EngineError(
+                    "invalid_request", f"the model gives {len(rows[0])} dimensions", "dimensions"
+                )
+            rows = [self._shortened(row, size) for row in rows]
+        return EngineResult(vectors=cast("Sequence[Sequence[float]]", rows), usage=usage)
+
+    def _shortened(self, row: Rows, size: int) -> Rows:
+        short = row[:size]
+        return (
+            short / max(float(np.linalg.norm(short)), 1e-12) if self._pooling.normalise else short
+        )
+
+    def _finish(self, network: _Network, out: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return self._pooling(out.float(), mask)
+
+
+class _Scoring(Head):
+    """Heads on a sequence classifier, whose numbers lie between 0 and 1."""
+
+    tolerance = Tolerance(distance=largest_difference, precision=0.02, company=0.01)
+
+    def _load(self, dtype: torch.dtype) -> _Network:
+        network = super()._load(dtype)
+        _last_in_float32(network.model)
+        return network
+
+
+class Classification(_Scoring):
+    """Scores of the model's labels for each text, and which of them reach their threshold."""
+
+    def inputs(self, body: Mapping[str, Any]) -> Inputs:
+        return _one_each(self.texts, body)
+
+    def result(self, body: Mapping[str, Any], rows: Sequence[Rows], usage: Usage) -> EngineResult:
+        judgements = []
+        for row in rows:
+            scores = {
+                label: round(float(score), 9)
+                for label, score in zip(self._labels, row, strict=True)
+                if label not in self.spec.harmless
+            }
+            flags = {
+                label: score >= self.spec.threshold_of(label) for label, score in scores.items()
+            }
+            judgements.append(Judgement(scores=scores, flags=flags))
+        return EngineResult(judgements=judgements, usage=usage)
+
+    def _understand(self, config: Any, *, most_tokens: int = 2**31) -> None:
+        super()._understand(config, most_tokens=most_tokens)
+        self._labels = [str(config.id2label[index]) for index in range(config.num_labels)]
+        unknown = {*self.spec.harmless, *self.spec.thresholds} - set(self._labels)
+        if unknown or set(self._labels) <= set(self.spec.harmless):
+            raise ValueError(
+                f"{self.spec.name}: harmless and thresholds must name some of the model's labels,"
+                f" which are {', '.join(self._labels)}"
+            )
+        self._independent = (
+            config.num_labels == 1 or config.problem_type == "multi_label_classification"
+        )
+
+    def _finish(self, network: _Network, out: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        logits = out.float()
+        return torch.sigmoid(logits) if self._independent else torch.softmax(logits, dim=-1)
+
+
+class Reranking(_Scoring):
+    """How well each document answers the query, by a cross-encoder that reads both together."""
+
+    @property
+    def warm_up(self) -> dict[str, Any]:
+        return {"query": _SAMPLES[1], "documents": list(_SAMPLES)}
+
+    def inputs(self, body: Mapping[str, Any]) -> Inputs:
+        cut = bool(body.get("truncate"))
+        query = self.texts.query(body["query"], param="query")
+        pairs = [
+            self.texts.pair(
+                query,
+                self.texts.plain(document),
+                param="documents",
+                place=f"document {index}",
+                cut=cut,
+            )
+            for index, document in enumerate(body["documents"])
+        ]
+        return Inputs([tokens for tokens, _ in pairs], [second for _, second in pairs])
+
+    def result(self, body: Mapping[str, Any], rows: Sequence[Rows], usage: Usage) -> EngineResult:
+        return EngineResult(relevance=[round(float(row[0]), 9) for row in rows], usage=usage)
+
+    def _understand(self, config: Any, *, most_tokens: int = 2**31) -> None:
+        super()._understand(config, most_tokens=most_tokens)
+        if config.num_labels != 1:
+            raise ValueError(
+                f"{self.spec.name}: a reranker has one output, this model has {config.num_labels}"
+            )
+
+    def _finish(self, network: _Network, out: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid(out.float())
+
+
+_HEADS: dict[str, type[Head]] = {
+    "embedding": Embedding,
+    "classifier": Classification,
+    "reranker": Reranking,
+}
+
+
+def head_for(spec: ModelSpec, folder: Path) -> Head:
+    """Raises `KeyError` for a kind that no encoder serves."""
+    return _HEADS[spec.kind](spec, folder)
+
+
+def _one_each(texts: TextEncoder, body: Mapping[str, Any]) -> Inputs:
+    cut = bool(body.get("truncate"))
+    return Inputs(
+        [
+            texts.one(item, param="input", place=f"input {index}", cut=cut)
+            for index, item in enumerate(body["input"])
+        ]
+    )
+
+
+def _last_in_float32(model: Any) -> None:
+    """The last layer keeps its precision: it costs nothing, and scores stay apart."""
+    last = getattr(model, "classifier", None) or getattr(model, "score", None)
+    if last is None or model.dtype is torch.float32:
+        return
+    last.float()
+    last.register_forward_pre_hook(lambda _, given: (given[0].float(), *given[1:]))
