@@ -50,7 +50,9 @@ class Head:
         self._device = device
         config = load_config(self.folder)
         self._understand(config)
-        self.texts = TextEncoder(PromptBuilder(load_tokenizer(self.folder)), self.limits)
+        tokenizer = load_tokenizer(self.folder)
+        self.texts = TextEncoder(PromptBuilder(tokenizer), self.limits)
+        self._input_names = frozenset(tokenizer.model_input_names)
         self._network = settle(
             self._load,
             dtype_for(self.spec, device),
@@ -63,7 +65,7 @@ class Head:
     @property
     def warm_up(self) -> dict[str, Any]:
         """The body of a request."""
-        return {"input": list(_SAMPLES)}
+        return {"input": list(_SAMPLES), "truncate": True}
 
     def inputs(self, body: Mapping[str, Any]) -> Inputs:
         """Raises `EngineError` for what the model can't take."""
@@ -102,7 +104,7 @@ class Head:
 
     def _load(self, dtype: torch.dtype) -> _Network:
         model: Any = load_model(self.spec, self.folder, dtype=dtype, where=self._device)
-        return _Network(model, self._device)
+        return _Network(model, self._device, self._input_names)
 
     def _finish(self, network: _Network, out: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError
@@ -117,11 +119,13 @@ class Head:
 class _Network:
     """A loaded model, its batches and, on the CPU where it suits, its own forward pass."""
 
-    def __init__(self, model: Any, device: torch.device) -> None:
+    def __init__(self, model: Any, device: torch.device, names: frozenset[str]) -> None:
+        """`names` of what the checkpoint's tokeniser gives a model."""
         self.model = model
         self._device = device
         self._padding = getattr(model.config, "pad_token_id", None) or 0
-        self._types = "token_type_ids" in inspect.signature(model.forward).parameters
+        parameters = inspect.signature(model.forward).parameters
+        self._types = "token_type_ids" in parameters and "token_type_ids" in names
         base = model.base_model
         own = suits(model) and type(base).__name__ == "BertModel"
         known = base is model or type(model).__name__ == "BertForSequenceClassification"
@@ -249,7 +253,7 @@ class Reranking(_Scoring):
 
     @property
     def warm_up(self) -> dict[str, Any]:
-        return {"query": _SAMPLES[1], "documents": list(_SAMPLES)}
+        return {"query": _SAMPLES[1], "documents": list(_SAMPLES), "truncate": True}
 
     def inputs(self, body: Mapping[str, Any]) -> Inputs:
         cut = bool(body.get("truncate"))
