@@ -36,7 +36,7 @@ from loadtests.harness import (
 )
 from loadtests.http_load import Answer, all_at_once, each_once, request
 from loadtests.lab import ROOT, Child, Lab, free_port, listening, python, run, until
-from loadtests.sides import spent_s, stopped, tree
+from loadtests.sides import cpu_times_s, spent_s, stopped
 from loadtests.stack import EMBEDDINGS
 from workers.pinning import pin
 from workers.sources import ensure
@@ -214,10 +214,9 @@ def measure(sides: Sequence[Side]) -> dict[str, list[Round]]:
                 for other in sides:
                     if other is not side:
                         others.enter_context(stopped(other.child))
-                processes = tree(side.child)
-                before = spent_s(processes)
+                before = cpu_times_s(side.child)
                 done = side.run(texts)
-                done.cpu_s = spent_s(processes) - before
+                done.cpu_s = spent_s(before, cpu_times_s(side.child))
             for other in sides:
                 until(other.accepts, what=f"{other.label} to be ready again", child=other.child)
             rounds[side.label].append(done)

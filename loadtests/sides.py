@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 
 import psutil
 
@@ -16,9 +16,19 @@ def tree(child: Child) -> list[psutil.Process]:
     return [root, *root.children(recursive=True)]
 
 
-def spent_s(processes: Sequence[psutil.Process]) -> float:
-    """CPU time these processes have used so far."""
-    return float(sum(sum(process.cpu_times()[:2]) for process in processes))
+def cpu_times_s(child: Child) -> dict[int, float]:
+    """CPU time each process of a side has used so far, by its id."""
+    times = {}
+    for process in tree(child):
+        # Short-lived ones may end at any time, e.g. a rewrite of Valkey's log.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times[process.pid] = float(sum(process.cpu_times()[:2]))
+    return times
+
+
+def spent_s(before: Mapping[int, float], after: Mapping[int, float]) -> float:
+    """CPU time of the processes that were there all along."""
+    return sum(after[pid] - before[pid] for pid in before.keys() & after.keys())
 
 
 @contextlib.contextmanager

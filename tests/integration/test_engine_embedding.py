@@ -35,8 +35,8 @@ def _started(**changes: object) -> Iterator[EncoderEngine]:
     engine.stop()
 
 
-def _request(*inputs: Any, name: str = "job_e") -> EngineRequest:
-    return EngineRequest(id=name, endpoint="/v1/embeddings", body={"input": list(inputs)})
+def _request(*inputs: Any, name: str = "job_e", **body: Any) -> EngineRequest:
+    return EngineRequest(id=name, endpoint="/v1/embeddings", body={"input": list(inputs)} | body)
 
 
 def _cosine(one: list[float], other: list[float]) -> float:
@@ -70,6 +70,34 @@ def test_reduced_precision_stays_near(exact: EncoderEngine, engine: EncoderEngin
     reduced = engine.submit(_request(*SENTENCES)).result(60).vectors
     for one, other in zip(reference, reduced, strict=True):
         assert _cosine(one, other) >= 0.999
+
+
+def test_neither_company_nor_order_bends_a_vector(engine: EncoderEngine) -> None:
+    """In what the hardware is quickest with, each batch of another shape."""
+    texts = [" ".join(SENTENCES[: 1 + number % 4]) + f" {number}" for number in range(40)]
+    together = engine.submit(_request(*texts)).result(60).vectors
+    turned = engine.submit(_request(*reversed(texts))).result(60).vectors
+    for text, one, other in zip(texts, together, reversed(turned), strict=True):
+        alone = engine.submit(_request(text)).result(60).vectors[0]
+        assert _cosine(one, alone) >= 0.9999
+        assert _cosine(other, alone) >= 0.9999
+
+
+def test_shorter_vectors_where_they_are_asked_for(exact: EncoderEngine) -> None:
+    whole = exact.submit(_request(SENTENCES[0])).result(60).vectors[0]
+    short = exact.submit(_request(SENTENCES[0], dimensions=64)).result(60).vectors[0]
+    length = math.hypot(*whole[:64])
+    assert list(short) == pytest.approx([each / length for each in whole[:64]], abs=1e-6)
+    with pytest.raises(EngineError) as refused:
+        exact.submit(_request(SENTENCES[0], dimensions=385)).result(60)
+    assert (refused.value.code, refused.value.param) == ("invalid_request", "dimensions")
+
+
+def test_long_texts_are_cut_when_asked(exact: EncoderEngine) -> None:
+    cut = exact.submit(_request("word " * 300, truncate=True)).result(60)
+    assert cut.usage.input_tokens == 256
+    kept = exact.submit(_request("word " * 254)).result(60)
+    assert list(cut.vectors[0]) == list(kept.vectors[0])
 
 
 def test_vectors_are_the_mean_of_the_token_vectors(exact: EncoderEngine) -> None:

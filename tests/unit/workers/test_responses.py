@@ -6,13 +6,14 @@ import base64
 import struct
 from typing import Any
 
+import numpy as np
 import orjson
 import pytest
-from openai.types import Completion, CreateEmbeddingResponse
+from openai.types import Completion, CreateEmbeddingResponse, ModerationCreateResponse
 from openai.types.chat import ChatCompletion
 
 from broker.jobs import Band, Job, Status, Usage
-from workers.engine import EngineResult
+from workers.engine import EngineResult, Judgement
 from workers.responses import response_body
 
 
@@ -80,9 +81,13 @@ def test_completion_of_the_simulated_engine_says_so() -> None:
     assert body.system_fingerprint == "simulated"
 
 
+VECTORS = [[0.5, -0.25], [1.0, 0.0]]
+
+
 @pytest.mark.parametrize("form", ["float", "base64"])
-def test_embeddings(form: str) -> None:
-    result = EngineResult(vectors=[[0.5, -0.25], [1.0, 0.0]], usage=Usage(input_tokens=6))
+@pytest.mark.parametrize("vectors", [VECTORS, list(np.array(VECTORS, dtype=np.float32))])
+def test_embeddings(form: str, vectors: Any) -> None:
+    result = EngineResult(vectors=vectors, usage=Usage(input_tokens=6))
     raw = response_body(_job("/v1/embeddings"), {"encoding_format": form}, result)
     body: dict[str, Any] = orjson.loads(raw)
     if form == "float":
@@ -91,6 +96,38 @@ def test_embeddings(form: str) -> None:
     else:
         packed = [base64.b64decode(item["embedding"]) for item in body["data"]]
         vectors = [list(struct.unpack("<2f", part)) for part in packed]
-    assert vectors == [[0.5, -0.25], [1.0, 0.0]]
+    assert vectors == VECTORS
     assert [item["index"] for item in body["data"]] == [0, 1]
     assert body["usage"] == {"prompt_tokens": 6, "total_tokens": 6}
+
+
+def test_moderations() -> None:
+    judgements = [
+        Judgement({"insult": 0.75, "threat": 0.25}, {"insult": True, "threat": False}),
+        Judgement({"insult": 0.0, "threat": 0.0}, {"insult": False, "threat": False}),
+    ]
+    result = EngineResult(judgements=judgements, usage=Usage(input_tokens=6))
+    raw = response_body(_job("/v1/moderations"), {}, result)
+    parsed = ModerationCreateResponse.model_validate_json(raw)
+    assert parsed.id == "modr-abc"
+    assert [row.flagged for row in parsed.results] == [True, False]
+    first = orjson.loads(raw)["results"][0]
+    assert first["categories"] == {"insult": True, "threat": False}
+    assert first["category_scores"] == {"insult": 0.75, "threat": 0.25}
+    assert first["category_applied_input_types"] == {"insult": ["text"], "threat": ["text"]}
+
+
+def test_ranking() -> None:
+    result = EngineResult(relevance=[0.25, 0.75, 0.25, 0.5], usage=Usage(input_tokens=6))
+    request = {"documents": ["a", "b", "c", "d"], "top_n": 3, "return_documents": True}
+    body = orjson.loads(response_body(_job("/v1/rerank"), request, result))
+    assert body["results"] == [
+        {"index": 1, "relevance_score": 0.75, "document": {"text": "b"}},
+        {"index": 3, "relevance_score": 0.5, "document": {"text": "d"}},
+        # As good as the third document, and earlier.
+        {"index": 0, "relevance_score": 0.25, "document": {"text": "a"}},
+    ]
+    assert body["usage"] == {"prompt_tokens": 6, "total_tokens": 6}
+    plain = orjson.loads(response_body(_job("/v1/rerank"), {"documents": ["a"] * 4}, result))
+    assert [each["index"] for each in plain["results"]] == [1, 3, 0, 2]
+    assert "document" not in plain["results"][0]
