@@ -153,6 +153,9 @@ def make_plan(
     }
     if options.flower:
         changed["FOREBAY_FLOWER__PORT"] = str(flower_port)
+    elif "task_events" not in settings.worker.model_fields_set:
+        # Nobody would listen.
+        changed["FOREBAY_WORKER__TASK_EVENTS"] = "false"
     if options.models:
         home.catalogue.write_text(catalogue_toml(models))
         changed["FOREBAY_MODELS__CATALOGUE"] = str(home.catalogue)

@@ -229,7 +229,7 @@ def test_the_own_forward_pass_is_that_of_the_library(labelled: Path) -> None:
     types = torch.zeros_like(ids)
     types[:, 5:] = 1
     with torch.inference_mode():
-        for seen, kinds in ((None, None), (mask, None), (mask, types)):
+        for seen, kinds in ((None, None), (None, types), (mask, None), (mask, types)):
             expected = model(
                 input_ids=ids, attention_mask=seen, token_type_ids=kinds
             ).last_hidden_state

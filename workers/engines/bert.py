@@ -14,6 +14,9 @@ from torch.nn import functional
 
 from workers.engines.linears import Linear
 
+#: Tokens up to which products of all heads at once are quicker than the tiles of a flash kernel.
+_SHORT = 32
+
 
 def suits(model: Any) -> bool:
     """Whether `Bert` computes what this model's encoder does."""
@@ -74,9 +77,23 @@ class _Layer:
         self, hidden: torch.Tensor, seen: torch.Tensor | None, texts: int, tokens: int
     ) -> torch.Tensor:
         qkv = self._qkv(hidden).view(texts, tokens, *self._shape).permute(2, 0, 3, 1, 4)
-        query, key, value = qkv
-        attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=seen)
+        attended = _short(qkv) if seen is None and tokens <= _SHORT else _any(qkv, seen)
         attended = attended.transpose(1, 2).reshape(texts * tokens, -1)
         hidden = self._after_attention(self._out.plus(attended, hidden))
         result: torch.Tensor = self._after_all(self._down.plus(self._up.gelu(hidden), hidden))
         return result
+
+
+def _any(qkv: torch.Tensor, seen: torch.Tensor | None) -> torch.Tensor:
+    """Attention of [query or key or value, text, head, token, feature]."""
+    query, key, value = qkv
+    return functional.scaled_dot_product_attention(query, key, value, attn_mask=seen)
+
+
+def _short(qkv: torch.Tensor) -> torch.Tensor:
+    """The same for short texts without padding; in float32, which is quicker at this size."""
+    _, texts, heads, tokens, size = qkv.shape
+    query, key, value = qkv.float().reshape(3, texts * heads, tokens, size)
+    scores = torch.bmm(query, key.transpose(1, 2)).mul_(size**-0.5)
+    attended = torch.bmm(torch.softmax(scores, dim=-1), value).to(qkv.dtype)
+    return attended.view(texts, heads, tokens, size)

@@ -110,6 +110,7 @@ def test_settings_of_the_caller_are_kept(home: DataDir, monkeypatch: pytest.Monk
     assert [spec.name for spec in made.api_specs()] == ["api-1", "api-2", "api-3"]
     assert made.flower_specs() == []
     assert made.flower == ""
+    assert made.environment["FOREBAY_WORKER__TASK_EVENTS"] == "false"
 
 
 def test_old_metrics_are_cleaned_and_dead_ones_forgotten(home: DataDir) -> None:
