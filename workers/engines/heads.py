@@ -6,7 +6,6 @@ of numbers that come out. All that is the same for the three is in `workers.engi
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -18,8 +17,8 @@ from broker.jobs import Usage
 from config.catalogue import ModelSpec
 from workers.admission import Limits
 from workers.engine import EngineError, EngineResult, Judgement
-from workers.engines.bert import Bert, suits
 from workers.engines.bucketing import Inputs, Piece, WaitingInputs
+from workers.engines.networks import Network, Rows, last_in_float32
 from workers.engines.pooling import Pooling
 from workers.engines.precision import Tolerance, cosine_distance, largest_difference, settle
 from workers.engines.texts import TextEncoder
@@ -32,8 +31,6 @@ _SAMPLES = (
     "How do I reset my password when I no longer have access to the e-mail address I used?",
     "SELECT id FROM jobs WHERE status = 'queued' ORDER BY created_ms LIMIT 10;",
 )
-
-Rows = np.ndarray[Any, Any]
 
 
 class Head:
@@ -102,67 +99,18 @@ class Head:
             vocabulary=config.vocab_size,
         )
 
-    def _load(self, dtype: torch.dtype) -> _Network:
+    def _load(self, dtype: torch.dtype) -> Network:
         model: Any = load_model(self.spec, self.folder, dtype=dtype, where=self._device)
-        return _Network(model, self._device, self._input_names)
+        return Network(model, self._device, self._input_names)
 
-    def _finish(self, network: _Network, out: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def _finish(self, network: Network, out: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError
 
     @torch.inference_mode()
-    def _compute(self, network: _Network, pieces: Sequence[Piece]) -> Rows:
+    def _compute(self, network: Network, pieces: Sequence[Piece]) -> Rows:
         out, mask = network(pieces)
         rows: Rows = self._finish(network, out, mask).float().cpu().numpy()
         return rows
-
-
-class _Network:
-    """A loaded model, its batches and, on the CPU where it suits, its own forward pass."""
-
-    def __init__(self, model: Any, device: torch.device, names: frozenset[str]) -> None:
-        """`names` of what the checkpoint's tokeniser gives a model."""
-        self.model = model
-        self._device = device
-        self._padding = getattr(model.config, "pad_token_id", None) or 0
-        parameters = inspect.signature(model.forward).parameters
-        self._types = "token_type_ids" in parameters and "token_type_ids" in names
-        base = model.base_model
-        own = suits(model) and type(base).__name__ == "BertModel"
-        known = base is model or type(model).__name__ == "BertForSequenceClassification"
-        self._own = Bert(base) if own and known else None
-
-    def __call__(self, pieces: Sequence[Piece]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Hidden states or logits, and the mask of the tokens."""
-        lengths = [len(piece.tokens) for piece in pieces]
-        longest = max(lengths)
-        ids = np.full((len(pieces), longest), self._padding, dtype=np.int64)
-        mask = np.zeros_like(ids)
-        types = np.zeros_like(ids)
-        for row, piece in enumerate(pieces):
-            ids[row, : lengths[row]] = piece.tokens
-            mask[row, : lengths[row]] = 1
-            if piece.second:
-                types[row, piece.second : lengths[row]] = 1
-        place = self._device
-        seen = torch.from_numpy(mask).to(place)
-        given: dict[str, torch.Tensor] = {"input_ids": torch.from_numpy(ids).to(place)}
-        if self._types and types.any():
-            given["token_type_ids"] = torch.from_numpy(types).to(place)
-        padded = min(lengths) < longest
-        if self._own is not None:
-            hidden = self._own(
-                given["input_ids"], seen if padded else None, given.get("token_type_ids")
-            )
-            return self._after(hidden), seen
-        output = self.model(**given, attention_mask=seen)
-        return output["logits" if "logits" in output else "last_hidden_state"], seen
-
-    def _after(self, hidden: torch.Tensor) -> torch.Tensor:
-        """What a classifier makes of the hidden states."""
-        if self.model.base_model is self.model:
-            return hidden
-        logits: torch.Tensor = self.model.classifier(self.model.base_model.pooler(hidden))
-        return logits
 
 
 class Embedding(Head):
@@ -195,7 +143,7 @@ class Embedding(Head):
             short / max(float(np.linalg.norm(short)), 1e-12) if self._pooling.normalise else short
         )
 
-    def _finish(self, network: _Network, out: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def _finish(self, network: Network, out: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         return self._pooling(out.float(), mask)
 
 
@@ -204,9 +152,9 @@ class _Scoring(Head):
 
     tolerance = Tolerance(distance=largest_difference, precision=0.02, company=0.01)
 
-    def _load(self, dtype: torch.dtype) -> _Network:
+    def _load(self, dtype: torch.dtype) -> Network:
         network = super()._load(dtype)
-        _last_in_float32(network.model)
+        last_in_float32(network.model)
         return network
 
 
@@ -243,7 +191,7 @@ class Classification(_Scoring):
             config.num_labels == 1 or config.problem_type == "multi_label_classification"
         )
 
-    def _finish(self, network: _Network, out: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def _finish(self, network: Network, out: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         logits = out.float()
         return torch.sigmoid(logits) if self._independent else torch.softmax(logits, dim=-1)
 
@@ -280,7 +228,7 @@ class Reranking(_Scoring):
                 f"{self.spec.name}: a reranker has one output, this model has {config.num_labels}"
             )
 
-    def _finish(self, network: _Network, out: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def _finish(self, network: Network, out: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         return torch.sigmoid(out.float())
 
 
@@ -304,12 +252,3 @@ def _one_each(texts: TextEncoder, body: Mapping[str, Any]) -> Inputs:
             for index, item in enumerate(body["input"])
         ]
     )
-
-
-def _last_in_float32(model: Any) -> None:
-    """The last layer keeps its precision: it costs nothing, and scores stay apart."""
-    last = getattr(model, "classifier", None) or getattr(model, "score", None)
-    if last is None or model.dtype is torch.float32:
-        return
-    last.float()
-    last.register_forward_pre_hook(lambda _, given: (given[0].float(), *given[1:]))
