@@ -91,6 +91,8 @@ class Calls(ReadingCalls):
             fields += ("execution_timeout_ms", job.execution_timeout_ms)
         if job.webhook:
             fields += ("webhook", job.webhook)
+        if job.no_store:
+            fields += ("no_store", 1)
         name, request = digests(job)
         call = script_call(
             scripts.ENQUEUE, decode, (keys.base(job.model),),
@@ -231,9 +233,11 @@ class Calls(ReadingCalls):
             fields += ("output", outcome.output)
         if outcome.error is not None:
             fields += ("error", orjson.dumps(outcome.error))
+        if outcome.answer:
+            fields += ("answer", outcome.answer)
         return script_call(
             scripts.COMPLETE, truth, (keys.base(claim.queue),),
-            claim.job.id, claim.attempt, outcome.status, outcome.usage.total_tokens,
+            claim.job.id, claim.attempt, outcome.status, outcome.taken,
             self._weight, self._cap, dead_code, *fields,
         )  # fmt: skip
 

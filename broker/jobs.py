@@ -131,6 +131,8 @@ class NewJob:
     key_limits: RateLimits = NO_LIMITS
     #: JSON of a `broker.webhooks.endpoints.JobWebhook` that its end is told to; empty: none.
     webhook: bytes = b""
+    #: Its answer is neither kept for other jobs nor taken from them (`broker.answers`).
+    no_store: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -186,6 +188,7 @@ class Job:
     erased_ms: int = 0
     #: As in `NewJob`.
     webhook: bytes = b""
+    no_store: bool = False
 
     @property
     def is_terminal(self) -> bool:
@@ -231,6 +234,7 @@ class Job:
             refunds=number(b"refunds"),
             erased_ms=number(b"erased_ms"),
             webhook=raw.get(b"webhook", b""),
+            no_store=b"no_store" in raw,
         )
 
 
@@ -256,6 +260,15 @@ class Outcome:
     output: bytes | None = None
     error: JobError | None = None
     usage: Usage = field(default_factory=Usage)
+    #: Tokens the tenant is charged for where nothing was computed; None: those of `usage`.
+    charged: int | None = None
+    #: Where its output is kept for jobs like it (`broker.answers`); erased with the job.
+    answer: str = ""
+
+    @property
+    def taken(self) -> int:
+        """Tokens that count towards shares and limits."""
+        return self.usage.total_tokens if self.charged is None else self.charged
 
 
 class EventType(StrEnum):

@@ -99,6 +99,21 @@ def tenant_conversations(tenant: str) -> str:
     return f"fb:tenant:{tenant}:convs"
 
 
+def answer(tenant: str, digest: str) -> str:
+    """String with expiry: the answer to a request whose answer is always the same."""
+    return f"fb:answer:{tenant}:{digest}"
+
+
+def answer_claim(tenant: str, digest: str) -> str:
+    """String with expiry: the attempt that computes that answer now."""
+    return f"fb:answer:{tenant}:{digest}:claim"
+
+
+def tenant_answers(tenant: str) -> str:
+    """Sorted set with expiry: key of a kept answer -> when it expires (ms)."""
+    return f"fb:tenant:{tenant}:answers"
+
+
 def worker(owner: str) -> str:
     """String with expiry: a worker's status as JSON."""
     return f"fb:worker:{owner}"

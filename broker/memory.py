@@ -266,7 +266,7 @@ class MemoryQueue(MemoryReadings):
             job, state = record.job, self._queues[claim.queue]
             policy = self._policy(job.tenant)
             self._unlease(state, job)
-            taken = max(outcome.usage.total_tokens, LEAST_TOKENS)
+            taken = max(outcome.taken, LEAST_TOKENS)
             state.fair.settle(job.band, job.tenant, taken, lease.charged, policy.weight)
             state.drain(job.tenant, self._clock_ms(), record.since_ms, taken)
             if outcome.status is Status.COMPLETED:

@@ -172,6 +172,7 @@ def new_record(new: NewJob, now: int) -> Record:
         deadline_ms=new.deadline_ms,
         execution_timeout_ms=new.execution_timeout_ms,
         webhook=new.webhook,
+        no_store=new.no_store,
     )
     key_limits = new.key_limits if new.key_id else NO_LIMITS
     limits = limits_of(new.tenant, new.limits, new.key_id, key_limits)

@@ -114,7 +114,7 @@ class MemoryStore:
 
     def _finish(self, record: Record, outcome: Outcome) -> None:
         now = self._clock_ms()
-        self._meters.settle(record.limits, outcome.usage.total_tokens - record.job.cost, now)
+        self._meters.settle(record.limits, outcome.taken - record.job.cost, now)
         record.expires_ms = now + record.job.result_ttl_s * 1000
         self._advance(
             record,

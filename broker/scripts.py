@@ -107,6 +107,9 @@ TENANT_QUEUE = _load("tenant_queue")
 LIST_JOBS = _load("list_jobs")
 OPEN_CONVERSATION = _load("open_conversation")
 CONVERSE = _load("converse")
+ANSWER_FIND = _load("answer_find")
+ANSWER_KEEP = _load("answer_keep")
+ANSWER_CLAIM = _load("answer_claim")
 WEBHOOK_PUT = _load("webhook_put")
 WEBHOOK_CLAIM = _load("webhook_claim")
 WEBHOOK_RECORD = _load("webhook_record")
@@ -138,6 +141,9 @@ ALL: tuple[Script, ...] = (
     LIST_JOBS,
     OPEN_CONVERSATION,
     CONVERSE,
+    ANSWER_FIND,
+    ANSWER_KEEP,
+    ANSWER_CLAIM,
     WEBHOOK_PUT,
     WEBHOOK_CLAIM,
     WEBHOOK_RECORD,

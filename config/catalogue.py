@@ -65,6 +65,9 @@ class ModelSpec(BaseModel):
     thresholds: dict[str, _Score] = {}
     #: Labels that say nothing bad, such as `neutral` (classifier); they are no category.
     harmless: tuple[str, ...] = ()
+    #: Whether answers without chance in them are kept for the same request of the same tenant
+    #: (`FOREBAY_ANSWERS__…`); None: unless it is a chat model.
+    keep_answers: bool | None = None
     description: str = ""
 
     @model_validator(mode="after")
@@ -87,6 +90,10 @@ class ModelSpec(BaseModel):
     @property
     def endpoints(self) -> tuple[str, ...]:
         return ENDPOINTS[self.kind]
+
+    @property
+    def keeps_answers(self) -> bool:
+        return self.kind != "chat" if self.keep_answers is None else self.keep_answers
 
     @property
     def output_limit(self) -> int:

@@ -338,6 +338,17 @@ class Webhooks(_Section):
         return tuple(float(part) for part in self.retry_s.split())
 
 
+class Answers(_Section):
+    """Answers kept for the same request of the same tenant; which models: `keep_answers` there."""
+
+    #: 0 keeps none.
+    ttl_s: Annotated[float, Field(ge=0)] = 3_600.0
+    #: Answers of one tenant; the oldest go first.
+    most: Positive = 1_000
+    #: A longer one isn't kept.
+    max_bytes: Positive = 65_536
+
+
 class Log(_Section):
     """Log lines on stderr."""
 
@@ -377,6 +388,7 @@ class Settings(BaseSettings):
     flower: Flower = Flower()
     models: Models = Models()
     webhooks: Webhooks = Webhooks()
+    answers: Answers = Answers()
     log: Log = Log()
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import redis
 
+from broker.answers import RedisAnswers
 from broker.app import make_app
 from broker.cancels import CancelListener
 from broker.connections import connect
@@ -27,6 +28,7 @@ from config.catalogue import ModelSpec
 from config.logs import get_logger
 from config.settings import Settings
 from workers import tasks
+from workers.answering import AnswerDesk
 from workers.engine import Engine
 from workers.metrics import WorkerMetrics
 from workers.pinning import unbind
@@ -123,6 +125,7 @@ class WorkerProcess:
         )
         publisher.start()
         issuer: TicketIssuer | None = None
+        answers: AnswerDesk | None = None
         try:
             begun = time.monotonic()
             engine = make_engine(
@@ -135,12 +138,14 @@ class WorkerProcess:
             self._engine = engine
             unbind()
             engine.start()
+            answers = self._desk(client)
             runner = Runner(
                 engine=engine,
                 registry=registry,
                 queue=queue,
                 publisher=publisher,
                 metrics=metrics,
+                answers=answers,
             )
             if settings.queue.broker_url.get_secret_value():
                 tasks.install(runner, Turns(registry, runner, metrics))
@@ -160,6 +165,8 @@ class WorkerProcess:
         finally:
             if issuer is not None:
                 issuer.stop()
+            if answers is not None:
+                answers.stop()
             publisher.stop()
             registry.stop()
             cancels.stop()
@@ -167,6 +174,20 @@ class WorkerProcess:
                 self._engine.stop()
         log.info("worker_stopped", model=spec.name)
         return 1 if self._dead else 0
+
+    def _desk(self, client: redis.Redis) -> AnswerDesk | None:
+        """Where answers of this model are kept, if they are."""
+        kept, spec = self._settings.answers, self._spec
+        if not kept.ttl_s or not spec.keeps_answers:
+            return None
+        simulated = self._settings.worker.engine == "simulated"
+        what = f"{spec.source}|{spec.file}|{spec.sha256}|{spec.dtype}|{simulated}"
+        if spec.kind == "classifier":
+            what += f"|{spec.threshold}|{spec.thresholds}|{spec.harmless}"
+        store = RedisAnswers(client, ttl_s=kept.ttl_s, most=kept.most)
+        desk = AnswerDesk(store, spec, fingerprint=what, max_bytes=kept.max_bytes)
+        desk.start()
+        return desk
 
     def _issue_tickets(
         self, client: redis.Redis, queue: RedisQueue, metrics: WorkerMetrics

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -59,12 +59,12 @@ class Judgement:
 class EngineResult:
     text: str = ""
     finish_reason: Literal["stop", "length", "cancelled"] = "stop"
-    #: One per input, for embeddings: lists or arrays of float32.
-    vectors: Sequence[Sequence[float]] = ()
+    #: One per input, for embeddings.
+    vectors: list[list[float]] = field(default_factory=list)
     #: One per input, for classifiers.
-    judgements: Sequence[Judgement] = ()
+    judgements: list[Judgement] = field(default_factory=list)
     #: One per document, for rerankers; between 0 and 1.
-    relevance: Sequence[float] = ()
+    relevance: list[float] = field(default_factory=list)
     usage: Usage = field(default_factory=Usage)
 
 

@@ -82,6 +82,12 @@ class WorkerMetrics:
             registry=registry,
         ).labels(model, engine)
 
+        self._answers = Counter(
+            "forebay_workers_answers_total",
+            "Answers that may be kept: computed, kept from before, or shared with one under way.",
+            (*common, "source"),
+            registry=registry,
+        )
         self._tickets = Counter(
             "forebay_workers_tickets_taken_total",
             "Tickets from RabbitMQ, by whether there was a job to claim.",
@@ -94,6 +100,9 @@ class WorkerMetrics:
             common,
             registry=registry,
         ).labels(model, engine)
+
+    def answered(self, source: str) -> None:
+        self._child(self._answers, source).inc()
 
     def ticket_taken(self, *, found: bool) -> None:
         self._child(self._tickets, "job" if found else "nothing").inc()

@@ -34,8 +34,7 @@ def response_body(
         content = _completion(job, result)
     if simulated:
         content["system_fingerprint"] = "simulated"
-    # Vectors may be arrays of float32.
-    return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+    return orjson.dumps(content)
 
 
 def _completion(job: Job, result: EngineResult) -> dict[str, Any]:

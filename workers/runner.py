@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
@@ -14,6 +15,7 @@ from broker.jobs import Claim, Job, JobError, Outcome, Status, Usage
 from broker.leases import Lease, LeaseRegistry
 from broker.queue import JobQueue
 from config.logs import get_logger
+from workers.answering import Answer, AnswerDesk, ImpatientError, Patience
 from workers.engine import (
     Engine,
     EngineError,
@@ -59,12 +61,15 @@ class Runner:
         queue: JobQueue,
         publisher: DeltaPublisher,
         metrics: WorkerMetrics,
+        answers: AnswerDesk | None = None,
     ) -> None:
+        """`answers`: None where none are kept."""
         self._engine = engine
         self._registry = registry
         self._queue = queue
         self._publisher = publisher
         self._metrics = metrics
+        self._answers = answers
         self._simulated = engine.name == "simulated"
         self._gate = SoloGate()
 
@@ -93,6 +98,7 @@ class _Attempt:
         self._stream: TextStream | None = None
         self._started = time.monotonic()
         self._first_text_s: float | None = None
+        self._answer: Answer | None = None
 
     def run(self) -> None:
         job, runner = self._job, self._runner
@@ -122,6 +128,7 @@ class _Attempt:
                 wait_ms=max(0, job.started_ms - job.created_ms),
                 run_ms=round(run_s * 1000, 1),
                 first_text_ms=self._first_text_ms,
+                answer=self._answer.source if self._answer is not None else None,
                 input_tokens=usage.input_tokens,
                 output_tokens=usage.output_tokens,
             )
@@ -133,15 +140,16 @@ class _Attempt:
     def _settle(self) -> tuple[str, str, Usage]:
         """Run the job and tell the broker how it ended; returns status, error code and usage."""
         try:
-            result = self._generate()
-            outcome = Outcome(
-                status=Status.COMPLETED, output=self._output(result), usage=result.usage
-            )
+            outcome = self._completed(self._generate())
         except EngineError as error:
             failure = JobError(code=error.code, message=str(error), param=error.param)
             return self._complete(Outcome(status=Status.FAILED, error=failure))
         except RequestCancelledError as stopped:
             return self._stopped(stopped.result)
+        except ImpatientError as error:
+            if error.stopped:
+                return self._stopped(EngineResult(finish_reason="cancelled"))
+            return self._complete(Outcome(status=Status.FAILED, error=self._overtime()))
         except _OvertimeError as stopped:
             return self._complete(
                 Outcome(status=Status.FAILED, error=self._overtime(), usage=stopped.usage)
@@ -165,15 +173,48 @@ class _Attempt:
         with runner._gate.enter(self._job.id):
             if self._lease.stopping:
                 raise RequestCancelledError(EngineResult(finish_reason="cancelled"))
-            return self._await(self._submit())
+            desk = runner._answers
+            key = desk.key(self._job, self._body) if desk is not None else None
+            if desk is None or key is None:
+                return self._compute()
+            patience = Patience(self._until)
+            self._lease.on_stop(patience.stop)
+            self._answer = desk.answer(key, self._request_id, self._compute, patience)
+            runner._metrics.answered(self._answer.source)
+            return self._answer.result
+
+    @property
+    def _until(self) -> float | None:
+        """When the attempt's time is up, on the monotonic clock (s)."""
+        limit_ms = self._job.execution_timeout_ms
+        return self._started + limit_ms / 1000 if limit_ms else None
+
+    def _compute(self) -> EngineResult:
+        return self._await(self._submit())
+
+    def _completed(self, result: EngineResult) -> Outcome:
+        answer, charged, name = self._answer, None, ""
+        if answer is not None:
+            name = answer.name
+            if answer.source != "computed":
+                charged = 0
+                if self._job.stream:
+                    self._open_stream(lambda: None)
+                    self._on_text(result.text)
+        return Outcome(
+            status=Status.COMPLETED,
+            output=self._output(result),
+            usage=result.usage,
+            charged=charged,
+            answer=name,
+        )
 
     def _await(self, future: Future[EngineResult]) -> EngineResult:
         """The engine's answer. Raises `_OvertimeError` when the job may not run so long."""
-        limit_ms = self._job.execution_timeout_ms
-        if not limit_ms:
+        if self._until is None:
             return future.result()
         try:
-            return future.result(max(0.0, self._started + limit_ms / 1000 - time.monotonic()))
+            return future.result(max(0.0, self._until - time.monotonic()))
         except TimeoutError:
             self._runner._engine.cancel(self._request_id)
         try:
@@ -197,9 +238,7 @@ class _Attempt:
             runner._engine.cancel(self._request_id)
 
         if job.stream:
-            self._stream = runner._publisher.open(
-                job.id, self._lease.claim.attempt, on_stale=cancel
-            )
+            self._open_stream(cancel)
         request = EngineRequest(
             id=self._request_id,
             endpoint=job.endpoint,
@@ -210,6 +249,11 @@ class _Attempt:
         # Only now: a stop that was wanted earlier must find the request.
         self._lease.on_stop(cancel)
         return future
+
+    def _open_stream(self, on_stale: Callable[[], None]) -> None:
+        self._stream = self._runner._publisher.open(
+            self._job.id, self._lease.claim.attempt, on_stale=on_stale
+        )
 
     def _on_text(self, text: str) -> None:
         if self._first_text_s is None:

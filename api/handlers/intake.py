@@ -9,7 +9,7 @@ from hashlib import blake2b
 from typing import Final
 
 import orjson
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from api import keys
 from api.errors import ApiError
@@ -31,6 +31,7 @@ class Terms:
     deadline_ms: int = 0
     execution_timeout_ms: int = 0
     delay_ms: int = 0
+    no_store: bool = False
 
 
 _DEFAULT_TERMS: Final = Terms()
@@ -85,6 +86,7 @@ def new_job(
         deadline_ms=terms.deadline_ms,
         execution_timeout_ms=terms.execution_timeout_ms,
         delay_ms=terms.delay_ms,
+        no_store=terms.no_store or _no_store(request),
         request_id=request[keys.REQUEST_ID],
         idempotency_key=idempotency_key,
         fingerprint=_fingerprint(request, raw) if idempotency_key else "",
@@ -106,6 +108,11 @@ def checked(
     if misfit is not None:
         raise ApiError(misfit.code, misfit.message, param=within + misfit.param)
     return spec
+
+
+def _no_store(request: web.Request) -> bool:
+    wishes = request.headers.get(hdrs.CACHE_CONTROL)
+    return wishes is not None and "no-store" in wishes.lower()
 
 
 def _idempotency_key(request: web.Request) -> str:

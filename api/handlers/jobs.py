@@ -65,6 +65,7 @@ async def submit(request: web.Request) -> web.Response:
             deadline_ms=milliseconds(wanted.deadline),
             execution_timeout_ms=milliseconds(wanted.execution_timeout),
             delay_ms=milliseconds(wanted.delay),
+            no_store=wanted.store is False,
         ),
         within="body.",
     )

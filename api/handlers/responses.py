@@ -52,7 +52,8 @@ async def create(request: web.Request) -> web.StreamResponse:
         raise ApiError(objection.code, objection.message, param=objection.param)
     claimed = await _go_on(request, wanted)
     try:
-        job = new_job(request, wanted, raw, terms=Terms(ttl_s=_ttl_s(request, wanted)))
+        terms = Terms(ttl_s=_ttl_s(request, wanted), no_store=wanted.store is False)
+        job = new_job(request, wanted, raw, terms=terms)
         if claimed is not None:
             await claimed.lock(job.id)
         return await _run(request, wanted, job)

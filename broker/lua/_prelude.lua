@@ -290,7 +290,11 @@ end
 -- STUB_S. The last event says how it ended and has no text.
 local function wipe(id)
   local key = 'fb:job:' .. id
-  call('HDEL', key, 'body', 'metadata', 'output', 'webhook')
+  local answer = call('HGET', key, 'answer')
+  if answer then
+    call('UNLINK', answer)
+  end
+  call('HDEL', key, 'body', 'metadata', 'output', 'webhook', 'answer')
   call('LTRIM', key .. ':events', -1, -1)
   call('DEL', key .. ':text')
   call('EXPIRE', key, STUB_S)

@@ -69,6 +69,20 @@ async def test_events_are_numbered_without_gaps_and_resume(stack: Any) -> None:
         assert resumed == numbers[-2:]
 
 
+async def test_the_same_embedding_is_computed_once(stack: Any) -> None:
+    body = {"model": "all-minilm-l6-v2", "input": [f"twice {time.time_ns()}", "and this"]}
+    answers = []
+    async with _session(stack.admin_key) as session:
+        for _ in range(2):
+            async with session.post(f"{stack.api}/v1/embeddings", json=body) as response:
+                answers.append(await response.json())
+        async with session.get(stack.metrics) as response:
+            counted = (await response.text()).splitlines()
+    assert answers[0]["data"] == answers[1]["data"]
+    kept = [line for line in counted if line.startswith("forebay_workers_answers_total")]
+    assert any('source="kept"' in line for line in kept), kept
+
+
 async def test_another_tenant_sees_nothing(stack: Any) -> None:
     name = f"other-{time.time_ns()}"
     stack.json("tenants", "create", name)

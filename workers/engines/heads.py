@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -135,7 +135,9 @@ class Embedding(Head):
                     "invalid_request", f"the model gives {len(rows[0])} dimensions", "dimensions"
                 )
             rows = [self._shortened(row, size) for row in rows]
-        return EngineResult(vectors=cast("Sequence[Sequence[float]]", rows), usage=usage)
+        # Nine decimals are finer than float32 here, and half as long in JSON as a float64.
+        vectors = [np.round(row.astype(np.float64), 9).tolist() for row in rows]
+        return EngineResult(vectors=vectors, usage=usage)
 
     def _shortened(self, row: Rows, size: int) -> Rows:
         short = row[:size]

@@ -81,6 +81,17 @@ async def test_what_is_not_stored_is_kept_shortly(
     assert api.queue.get(job_id).result_ttl_s == kept_s
 
 
+async def test_what_is_not_stored_shares_no_answer(api: Api) -> None:
+    stored = await _done(api)
+    assert not api.queue.get(stored).no_store
+    assert api.queue.get(await _done(api, store=False)).no_store
+    called = await api.client.post(
+        "/v1/chat/completions", json=chat(), headers={"Cache-Control": "no-cache, no-store"}
+    )
+    job_id = called.headers["x-job-id"]
+    assert api.queue.get(job_id).no_store
+
+
 async def test_overhead_is_told_where_the_job_has_ended(api: Api) -> None:
     called = await api.client.post("/v1/chat/completions", json=chat())
     waited = await api.client.post("/v1/jobs", json=job(), headers={"Prefer": "wait=9"})

@@ -60,6 +60,8 @@ PUT_IN = (
     scripts.REPLAY_DEAD,
     scripts.OPEN_CONVERSATION,
     scripts.CONVERSE,
+    scripts.ANSWER_FIND,
+    scripts.ANSWER_KEEP,
     scripts.WEBHOOK_PUT,
     scripts.WEBHOOK_AGAIN,
     scripts.WEBHOOK_MIRROR,

@@ -6,7 +6,6 @@ import base64
 import struct
 from typing import Any
 
-import numpy as np
 import orjson
 import pytest
 from openai.types import Completion, CreateEmbeddingResponse
@@ -85,9 +84,8 @@ VECTORS = [[0.5, -0.25], [1.0, 0.0]]
 
 
 @pytest.mark.parametrize("form", ["float", "base64"])
-@pytest.mark.parametrize("vectors", [VECTORS, list(np.array(VECTORS, dtype=np.float32))])
-def test_embeddings(form: str, vectors: Any) -> None:
-    result = EngineResult(vectors=vectors, usage=Usage(input_tokens=6))
+def test_embeddings(form: str) -> None:
+    result = EngineResult(vectors=VECTORS, usage=Usage(input_tokens=6))
     raw = response_body(_job("/v1/embeddings"), {"encoding_format": form}, result)
     body: dict[str, Any] = orjson.loads(raw)
     if form == "float":

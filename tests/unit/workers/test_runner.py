@@ -9,15 +9,19 @@ from typing import Any
 
 import orjson
 import pytest
+import redis
 import structlog
 from prometheus_client import CollectorRegistry
 
+from broker.answers import AnswerKey, Found, RedisAnswers
 from broker.errors import BrokerUnavailableError
 from broker.jobs import Claim, Delta, EventType, Job, NewJob, Outcome, Status, Usage
 from broker.leases import Lease, LeaseRegistry
 from broker.memory import MemoryQueue
 from broker.stats import WorkerStatus
+from config.catalogue import load
 from config.settings import Queue
+from workers.answering import AnswerDesk
 from workers.engine import (
     EngineError,
     EngineLostError,
@@ -93,7 +97,7 @@ class _Queue(MemoryQueue):
 
 
 class _Lab:
-    def __init__(self) -> None:
+    def __init__(self, answers: AnswerDesk | None = None) -> None:
         self.queue = _Queue(Queue())
         self.engine = _Engine()
         self.metrics_registry = CollectorRegistry()
@@ -115,6 +119,7 @@ class _Lab:
             queue=self.queue,
             publisher=self.publisher,
             metrics=WorkerMetrics(MODEL, "transformers", self.metrics_registry),
+            answers=answers,
         )
 
     def close(self) -> None:
@@ -180,6 +185,62 @@ def lab() -> Iterator[_Lab]:
     lab = _Lab()
     yield lab
     lab.close()
+
+
+def test_the_same_question_is_answered_without_the_engine(valkey: str) -> None:
+    client = redis.Redis.from_url(valkey, protocol=2)
+    store = RedisAnswers(client, ttl_s=60, most=10)
+    desk = AnswerDesk(store, load()["smollm2-135m"], fingerprint="as it is", max_bytes=10_000)
+    lab = _Lab(desk)
+    usage = Usage(input_tokens=5, output_tokens=2)
+    lab.engine.respond = lambda _, future: future.set_result(EngineResult(text="four", usage=usage))
+    body = {"messages": [{"role": "user", "content": "2 + 2"}], "temperature": 0}
+    first, second = lab.leased(body), lab.leased({**body, "stream": True}, stream=True)
+    other = lab.leased(body, no_store=True)
+    try:
+        for job_id in (first, second, other):
+            lab.runner.run(job_id)
+    finally:
+        lab.close()
+        client.close()
+    outputs = [orjson.loads(lab.get(job_id).output or b"{}") for job_id in (first, second, other)]
+    assert {each["choices"][0]["message"]["content"] for each in outputs} == {"four"}
+    assert len({each["id"] for each in outputs}) == 3
+    assert [request.id for request in lab.engine.requests] == [f"{first}:1", f"{other}:1"]
+    assert lab.get(second).usage == Usage(input_tokens=5, output_tokens=2, cached_tokens=5)
+    events, _ = lab.queue.events(second)
+    assert [event.text for event in events if event.type is EventType.DELTA] == ["four"]
+
+
+def test_a_job_that_waits_for_anothers_answer_can_be_cancelled() -> None:
+    class _Elsewhere:
+        """Another process computes whatever is asked."""
+
+        looked = threading.Event()
+
+        def find(self, key: AnswerKey, asker: str) -> Found:
+            self.looked.set()
+            return Found()
+
+        keep = prolong = release = None
+
+    store: Any = _Elsewhere()
+    lab = _Lab(AnswerDesk(store, load()["all-minilm-l6-v2"], fingerprint="", max_bytes=1))
+    job_id = lab.leased()
+    thread = threading.Thread(target=lab.runner.run, args=(job_id,), daemon=True)
+    thread.start()
+    try:
+        assert store.looked.wait(10)
+        lab.queue.cancel(job_id)
+        thread.join(10)
+        assert lab.get(job_id).status is Status.CANCELLED
+        late = lab.leased(execution_timeout_ms=1)
+        lab.runner.run(late)
+        error = lab.get(late).error
+        assert error is not None
+        assert error.code == "execution_timeout"
+    finally:
+        lab.close()
 
 
 def test_a_finished_job(lab: _Lab) -> None:
