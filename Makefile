@@ -94,6 +94,14 @@ bench-peers: $(READY) ## Chats through the whole stack beside `transformers serv
 bench-memory: $(READY) ## Whether workers' memory stays flat over 20,000 mixed jobs with cancels
 	@$(BIN)/python -m loadtests.memory $(BENCH_ARGS)
 
+.PHONY: bench-embeddings
+bench-embeddings: $(READY) ## 64 clients embedding short texts through the whole stack, against the library and infinity-emb
+	@[ -x .venv-infinity/bin/infinity_emb ] || { $(PYTHON) -m venv .venv-infinity && \
+	  .venv-infinity/bin/pip install -q torch==2.13.0 && \
+	  .venv-infinity/bin/pip install -q "infinity-emb[torch,server]==0.0.78" "transformers<5"; } \
+	  || { rm -rf .venv-infinity; echo "· infinity-emb can't be installed: its side is left out" >&2; }
+	@$(BIN)/python -m loadtests.embeddings
+
 .PHONY: bench-fairness
 bench-fairness: $(READY) ## Shares of tenants and bands, a newcomer's wait, a batch flood; against Celery and a FIFO
 	@$(BIN)/python -m loadtests.fairness
@@ -145,5 +153,5 @@ chaos-webhooks: $(READY) ## Webhooks to receivers that misbehave, workers killed
 
 .PHONY: clean
 clean: ## Remove the environment and caches (not the data folder .forebay)
-	rm -rf $(VENV) $(FUZZ) .venv-litellm .venv-vllm .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info build dist
+	rm -rf $(VENV) $(FUZZ) .venv-litellm .venv-vllm .venv-infinity .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

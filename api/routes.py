@@ -60,6 +60,8 @@ ROUTES: Final = (
     Route(hdrs.METH_POST, "/v1/chat/completions", inference.chat, "jobs"),
     Route(hdrs.METH_POST, "/v1/completions", inference.completion, "jobs"),
     Route(hdrs.METH_POST, "/v1/embeddings", inference.embedding, "jobs"),
+    Route(hdrs.METH_POST, "/v1/moderations", inference.moderation, "jobs"),
+    Route(hdrs.METH_POST, "/v1/rerank", inference.rerank, "jobs"),
     Route(hdrs.METH_POST, "/v1/responses", responses.create, "jobs"),
     Route(hdrs.METH_GET, "/v1/responses/{response_id}", responses.fetch, "jobs"),
     Route(hdrs.METH_DELETE, "/v1/responses/{response_id}", responses.delete, "jobs"),

@@ -15,7 +15,18 @@ from config.settings import SettingsError
 ENDPOINTS: dict[str, tuple[str, ...]] = {
     "chat": ("/v1/chat/completions", "/v1/completions", "/v1/responses"),
     "embedding": ("/v1/embeddings",),
+    "classifier": ("/v1/moderations",),
+    "reranker": ("/v1/rerank",),
 }
+
+
+#: Fields that mean something for one kind only.
+_ONLY_FOR: dict[str, tuple[str, ...]] = {
+    "embedding": ("dimensions",),
+    "classifier": ("threshold", "thresholds", "harmless"),
+}
+Kind = Literal["chat", "embedding", "classifier", "reranker"]
+_Score = Annotated[float, Field(ge=0, le=1)]
 
 
 class ModelSpec(BaseModel):
@@ -24,7 +35,7 @@ class ModelSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-    kind: Literal["chat", "embedding"]
+    kind: Kind
     source: Annotated[
         str,
         Field(pattern=r"^(pypi:[A-Za-z0-9._-]+==[A-Za-z0-9.]+|hub:[\w./-]+@[0-9a-f]{40}|path:.+)$"),
@@ -47,6 +58,13 @@ class ModelSpec(BaseModel):
     #: Sampling of a request that doesn't say how (chat); what the model's makers advise.
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    #: Sizes a vector may be cut to (embedding); of models trained for it, e.g. `[64, 128, 256]`.
+    dimensions: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    #: Scores from which on a label is flagged (classifier): of all labels, and of single ones.
+    threshold: _Score = 0.5
+    thresholds: dict[str, _Score] = {}
+    #: Labels that say nothing bad, such as `neutral` (classifier); they are no category.
+    harmless: tuple[str, ...] = ()
     #: Whether answers without chance in them are kept for the same request of the same tenant
     #: (`FOREBAY_ANSWERS__…`); None: unless it is a chat model.
     keep_answers: bool | None = None
@@ -57,6 +75,17 @@ class ModelSpec(BaseModel):
         if self.source.startswith("pypi:") and not self.sha256:
             raise ValueError("sha256 is required for a pypi: source")
         return self
+
+    @model_validator(mode="after")
+    def _fields_of_its_kind(self) -> ModelSpec:
+        for kind, names in _ONLY_FOR.items():
+            for name in names:
+                if self.kind != kind and name in self.model_fields_set:
+                    raise ValueError(f"{name} is for models of the kind {kind}")
+        return self
+
+    def threshold_of(self, label: str) -> float:
+        return self.thresholds.get(label, self.threshold)
 
     @property
     def endpoints(self) -> tuple[str, ...]:

@@ -203,3 +203,51 @@ async def all_at_once(port: int, prepared: Sequence[bytes], *, timeout_s: float)
     finally:
         for connection in open_ones:
             connection.close()
+
+
+async def each_once(
+    port: int, prepared: Sequence[bytes], *, connections: int, timeout_s: float
+) -> list[Answer]:
+    """Send each request once, one at a time on each of the connections; answers as they came.
+
+    Raises `BenchError` when a connection is lost or time is up.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+    left = iter(prepared)
+    answers: list[Answer] = []
+    open_ones: list[Connection] = []
+
+    def send_next(connection: Connection) -> None:
+        payload = next(left, None)
+        if payload is not None:
+            connection.send(payload)
+
+    def on_response(connection: Connection, status: int, body: bytes) -> None:
+        latency_s = time.perf_counter() - connection.sent_at
+        answers.append(Answer(status=status, body=body, latency_s=latency_s))
+        if len(answers) < len(prepared):
+            send_next(connection)
+        elif not done.done():
+            done.set_result(None)
+
+    def on_lost(error: Exception) -> None:
+        if not done.done():
+            done.set_exception(error)
+
+    try:
+        for _ in range(connections):
+            _, connection = await loop.create_connection(
+                lambda: Connection(on_response, on_lost), "127.0.0.1", port
+            )
+            open_ones.append(connection)
+        for connection in open_ones:
+            send_next(connection)
+        async with asyncio.timeout(timeout_s):
+            await done
+        return answers
+    except TimeoutError:
+        raise BenchError(f"not all answers came within {timeout_s:g} s") from None
+    finally:
+        for connection in open_ones:
+            connection.close()

@@ -13,6 +13,8 @@ from config.settings import Settings
 
 #: The catalogue's chat model; with the simulated engine only its name and limits matter.
 MODEL = "smollm2-135m"
+#: Its embedding model.
+EMBEDDINGS = "all-minilm-l6-v2"
 TENANT = "bench"
 
 #: More than any benchmark puts in; the bound is still checked for each job.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -32,12 +32,24 @@ from broker.redis_queue import RedisQueue
 from broker.results import EventHub
 from broker.stats import WorkerStatus
 from config import catalogue
+from config.catalogue import ModelSpec
 from config.settings import Settings
 from tests.conftest import PATIENCE_S
+from workers.engine import EngineResult, Judgement
+from workers.responses import response_body
 
 CHAT = "smollm2-135m"
 EMBED = "all-minilm-l6-v2"
 MODELS = catalogue.load()
+MODERATOR = "moderator"
+RERANKER = "reranker"
+#: With models of the kinds that the shipped catalogue has none of.
+ALL_KINDS = MODELS | {
+    name: ModelSpec.model_validate(
+        {"name": name, "kind": kind, "source": "path:/nowhere", "context_tokens": 64}
+    )
+    for name, kind in ((MODERATOR, "classifier"), (RERANKER, "reranker"))
+}
 OWNER = "test-worker"
 
 
@@ -118,7 +130,7 @@ class Worker:
 
     async def _work_all(self) -> None:
         self.check_cancelled()
-        for model in (CHAT, EMBED):
+        for model in ALL_KINDS:
             while claims := self._queue.claim(model, OWNER):
                 self._work(claims[0])
                 # Let readers see what was published.
@@ -150,6 +162,9 @@ class Worker:
                       "usage": {"prompt_tokens": 3, "total_tokens": 3}}  # fmt: skip
             self._complete(claim, output)
             return
+        if claim.job.endpoint in ("/v1/moderations", "/v1/rerank"):
+            self._judge(claim, body)
+            return
         prompt = body["messages"][-1]["content"] if "messages" in body else body["prompt"]
         command, _, rest = str(prompt).partition(" ")
         if command == "fail":
@@ -169,6 +184,18 @@ class Worker:
             for word in ("one ", "two ", "three") if text[0] == "o" else ("two ", "three"):
                 self._say(claim, word)
             self._finish(claim, text)
+
+    def _judge(self, claim: Claim, body: dict[str, Any]) -> None:
+        """Texts with `bad` in them are bad, and documents as relevant as they are long."""
+        scores = [0.9 if "bad" in text else 0.1 for text in body.get("input", ())]
+        result = EngineResult(
+            judgements=[Judgement({"bad": score}, {"bad": score > 0.5}) for score in scores],
+            relevance=[len(text) / 100 for text in body.get("documents", ())],
+            usage=usage(0),
+        )
+        output = response_body(claim.job, body, result)
+        outcome = Outcome(status=Status.COMPLETED, output=output, usage=usage(0))
+        self._queue.complete(claim, outcome)
 
     def _say(self, claim: Claim, text: str) -> None:
         if claim.job.stream:
@@ -254,12 +281,13 @@ async def serving(
     conversations: Any = None,
     storage: bool = False,
     webhooks: Any = None,
+    models: Mapping[str, ModelSpec] = MODELS,
 ) -> AsyncIterator[Api]:
     noticed = Noticed(async_queue)
     accounts = Accounts()
     app = make_app(
         settings,
-        MODELS,
+        models,
         queue=noticed,
         hub=hub,
         authenticator=accounts,
@@ -294,7 +322,11 @@ def make_database(settings: Settings) -> None:
 
 @asynccontextmanager
 async def running(
-    settings: Settings, *, storage: bool = False, webhooks: Any = None
+    settings: Settings,
+    *,
+    storage: bool = False,
+    webhooks: Any = None,
+    models: Mapping[str, ModelSpec] = MODELS,
 ) -> AsyncIterator[Api]:
     """The API on a real server."""
     client = connect(settings.redis)
@@ -312,6 +344,7 @@ async def running(
             ),
             storage=storage,
             webhooks=webhooks,
+            models=models,
         ) as api:
             yield api
         await hub.stop()

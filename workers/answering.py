@@ -30,7 +30,10 @@ log = get_logger(__name__)
 
 #: Parts of a request that change nothing in what the engine makes of it.
 _INDIFFERENT: Final = frozenset(
-    {"model", "stream", "stream_options", "encoding_format", "metadata", "user", "store"}
+    {
+        *("model", "stream", "stream_options", "encoding_format", "metadata", "user", "store"),
+        *("top_n", "return_documents"),
+    }
 )
 #: How often another process's answer is looked for (s).
 _LOOK_EVERY_S: Final = 0.1

@@ -68,10 +68,10 @@ def make_engine(
     from workers.sources import ensure
 
     folder = ensure(spec, settings.models)
-    if spec.kind == "embedding":
-        from workers.engines.embedding import EmbeddingEngine
+    if spec.kind != "chat":
+        from workers.engines.encoder import EncoderEngine
 
-        return EmbeddingEngine(
+        return EncoderEngine(
             spec,
             folder,
             threads=settings.worker.threads,
@@ -194,6 +194,8 @@ class WorkerProcess:
             return None
         simulated = self._settings.worker.engine == "simulated"
         what = f"{spec.source}|{spec.file}|{spec.sha256}|{spec.dtype}|{simulated}"
+        if spec.kind == "classifier":
+            what += f"|{spec.threshold}|{spec.thresholds}|{spec.harmless}"
         store = RedisAnswers(client, ttl_s=kept.ttl_s, most=kept.most)
         desk = AnswerDesk(store, spec, fingerprint=what, max_bytes=kept.max_bytes)
         desk.start()

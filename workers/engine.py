@@ -45,12 +45,26 @@ class EngineRequest:
     on_text: Callable[[str], None] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What a classifier says of one input, by the labels of its model."""
+
+    #: Between 0 and 1.
+    scores: dict[str, float]
+    #: The score reaches the label's threshold.
+    flags: dict[str, bool]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineResult:
     text: str = ""
     finish_reason: Literal["stop", "length", "cancelled"] = "stop"
     #: One per input, for embeddings.
     vectors: list[list[float]] = field(default_factory=list)
+    #: One per input, for classifiers.
+    judgements: list[Judgement] = field(default_factory=list)
+    #: One per document, for rerankers; between 0 and 1.
+    relevance: list[float] = field(default_factory=list)
     usage: Usage = field(default_factory=Usage)
 
 

@@ -7,7 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 from transformers.utils.logging import disable_progress_bar
 
 from config.catalogue import ModelSpec
@@ -19,6 +26,15 @@ _DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
+}
+
+
+#: What a checkpoint is loaded as, by the model's kind.
+_CLASSES: dict[str, Any] = {
+    "chat": AutoModelForCausalLM,
+    "embedding": AutoModel,
+    "classifier": AutoModelForSequenceClassification,
+    "reranker": AutoModelForSequenceClassification,
 }
 
 
@@ -68,17 +84,29 @@ def load_tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
+def load_config(folder: Path) -> Any:
+    return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+
+
 def load_model(
     spec: ModelSpec, folder: Path, *, dtype: torch.dtype, where: torch.device
 ) -> PreTrainedModel:
-    """The model in evaluation mode; safetensors only, no code from the checkpoint."""
-    kind = AutoModelForCausalLM if spec.kind == "chat" else AutoModel
-    model: PreTrainedModel = kind.from_pretrained(
+    """The model in evaluation mode; safetensors only, no code from the checkpoint.
+
+    Raises `ValueError` for a classifier or reranker whose checkpoint lacks weights: transformers
+    puts random ones in their place, and so would be the verdicts.
+    """
+    model: PreTrainedModel
+    model, info = _CLASSES[spec.kind].from_pretrained(
         folder,
         dtype=dtype,
         trust_remote_code=False,
         use_safetensors=True,
         local_files_only=True,
         attn_implementation="sdpa",
+        output_loading_info=True,
     )
+    lacking = sorted(info["missing_keys"])
+    if lacking and spec.kind in ("classifier", "reranker"):
+        raise ValueError(f"{spec.name}: the checkpoint lacks {', '.join(lacking[:3])}")
     return model.to(where).eval()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
-import struct
+import sys
+from array import array
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
@@ -14,6 +16,8 @@ from workers.engine import EngineResult
 #: A response is a chat whose answer the API puts into another form.
 _CHATS = ("/v1/chat/completions", "/v1/responses")
 _EMBEDDINGS = "/v1/embeddings"
+_MODERATIONS = "/v1/moderations"
+_RERANK = "/v1/rerank"
 
 
 def response_body(
@@ -22,6 +26,10 @@ def response_body(
     """The complete response of a job as JSON; `body` is its request."""
     if job.endpoint == _EMBEDDINGS:
         content = _embeddings(job, result, base64_wanted=body.get("encoding_format") == "base64")
+    elif job.endpoint == _MODERATIONS:
+        content = _moderations(job, result)
+    elif job.endpoint == _RERANK:
+        content = _ranking(job, body, result)
     else:
         content = _completion(job, result)
     if simulated:
@@ -65,13 +73,54 @@ def _embeddings(job: Job, result: EngineResult, *, base64_wanted: bool) -> dict[
             }
             for index, vector in enumerate(result.vectors)
         ],
-        "usage": {
-            "prompt_tokens": result.usage.input_tokens,
-            "total_tokens": result.usage.input_tokens,
-        },
+        "usage": _input_only(result),
     }
 
 
-def _packed(vector: list[float]) -> str:
+def _moderations(job: Job, result: EngineResult) -> dict[str, Any]:
+    return {
+        "id": f"modr-{job.id.removeprefix('job_')}",
+        "model": job.model,
+        "results": [
+            {
+                "flagged": any(judgement.flags.values()),
+                "categories": judgement.flags,
+                "category_scores": judgement.scores,
+                "category_applied_input_types": {label: ["text"] for label in judgement.flags},
+            }
+            for judgement in result.judgements
+        ],
+        "usage": _input_only(result),
+    }
+
+
+def _ranking(job: Job, body: dict[str, Any], result: EngineResult) -> dict[str, Any]:
+    """The best first; documents that are as good stay in the caller's order."""
+    scores = result.relevance
+    order = sorted(range(len(scores)), key=lambda index: -scores[index])[: body.get("top_n")]
+    ranked: list[dict[str, Any]] = [
+        {"index": index, "relevance_score": scores[index]} for index in order
+    ]
+    if body.get("return_documents"):
+        for each in ranked:
+            each["document"] = {"text": body["documents"][each["index"]]}
+    return {
+        "id": f"rerank-{job.id.removeprefix('job_')}",
+        "object": "list",
+        "model": job.model,
+        "results": ranked,
+        "usage": _input_only(result),
+    }
+
+
+def _input_only(result: EngineResult) -> dict[str, int]:
+    tokens = result.usage.input_tokens
+    return {"prompt_tokens": tokens, "total_tokens": tokens}
+
+
+def _packed(vector: Sequence[float]) -> str:
     """Base64 of little-endian float32, as OpenAI's SDK decodes it."""
-    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+    packed = array("f", vector)
+    if sys.byteorder == "big":
+        packed.byteswap()
+    return base64.b64encode(packed).decode()

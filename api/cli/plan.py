@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import api
 from api.cli.datadir import DataDir
@@ -152,6 +153,9 @@ def make_plan(
     }
     if options.flower:
         changed["FOREBAY_FLOWER__PORT"] = str(flower_port)
+    elif "task_events" not in settings.worker.model_fields_set:
+        # Nobody would listen.
+        changed["FOREBAY_WORKER__TASK_EVENTS"] = "false"
     if options.models:
         home.catalogue.write_text(catalogue_toml(models))
         changed["FOREBAY_MODELS__CATALOGUE"] = str(home.catalogue)
@@ -193,14 +197,23 @@ def catalogue_toml(models: tuple[ModelSpec, ...]) -> str:
     """The entries as `models.toml` has them."""
     lines: list[str] = []
     for model in models:
-        # A JSON string or number is a TOML one.
         lines.append(f"[models.{json.dumps(model.name)}]")
         lines += [
-            f"{name} = {json.dumps(value)}"
-            for name, value in model.model_dump(exclude={"name"}, exclude_none=True).items()
+            f"{name} = {_toml(value)}"
+            for name, value in model.model_dump(
+                exclude={"name"}, exclude_unset=True, exclude_none=True
+            ).items()
         ]
         lines.append("")
     return "\n".join(lines)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        pairs = (f"{json.dumps(name)} = {_toml(each)}" for name, each in value.items())
+        return f"{{{', '.join(pairs)}}}"
+    # A JSON string, number or list of them is a TOML one.
+    return json.dumps(value)
 
 
 def _chosen(catalogue: Mapping[str, ModelSpec], names: tuple[str, ...]) -> tuple[ModelSpec, ...]:

@@ -22,7 +22,7 @@ from api.limit_headers import limit_headers
 from api.schemas.fields import TIER_OF
 from api.schemas.inference import GenerationRequest, InferenceRequest
 from api.schemas.job_object import overhead_ms, queue_ms
-from api.schemas.jobs import CHAT, COMPLETION, EMBEDDING
+from api.schemas.jobs import CHAT, COMPLETION, EMBEDDING, MODERATION, RERANK
 from api.schemas.parsing import parse
 from broker.jobs import Ending, Job, NewJob, Status
 
@@ -49,6 +49,16 @@ async def completion(request: web.Request) -> web.StreamResponse:
 async def embedding(request: web.Request) -> web.StreamResponse:
     """`POST /v1/embeddings`."""
     return await _run(request, EMBEDDING)
+
+
+async def moderation(request: web.Request) -> web.StreamResponse:
+    """`POST /v1/moderations`."""
+    return await _run(request, MODERATION)
+
+
+async def rerank(request: web.Request) -> web.StreamResponse:
+    """`POST /v1/rerank`."""
+    return await _run(request, RERANK)
 
 
 async def _run(request: web.Request, schema: TypeAdapter[Wanted]) -> web.StreamResponse:

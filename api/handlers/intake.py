@@ -104,7 +104,9 @@ def checked(
         param = readable(within + objection.param)
         raise ApiError(objection.code, objection.message, param=param)
     spec = _model(catalogue, wanted, within)
-    _check_limit(wanted, spec, within)
+    misfit = wanted.misfit(spec)
+    if misfit is not None:
+        raise ApiError(misfit.code, misfit.message, param=within + misfit.param)
     return spec
 
 
@@ -133,6 +135,8 @@ def fingerprint_of(request: web.Request, raw: bytes) -> str:
 
 
 def _model(catalogue: Mapping[str, ModelSpec], wanted: InferenceRequest, within: str) -> ModelSpec:
+    if not wanted.model:
+        return _only(catalogue, wanted, within)
     spec = catalogue.get(wanted.model)
     if spec is None:
         raise ApiError(
@@ -149,11 +153,17 @@ def _model(catalogue: Mapping[str, ModelSpec], wanted: InferenceRequest, within:
     return spec
 
 
-def _check_limit(wanted: InferenceRequest, spec: ModelSpec, within: str) -> None:
-    limit = wanted.token_limit
-    if limit is not None and limit > spec.output_limit:
+def _only(catalogue: Mapping[str, ModelSpec], wanted: InferenceRequest, within: str) -> ModelSpec:
+    """The model that is meant when none is named."""
+    fitting = [spec for spec in catalogue.values() if spec.kind == wanted.kind]
+    if not fitting:
         raise ApiError(
-            "invalid_request",
-            f"This model generates at most {spec.output_limit} tokens.",
-            param=within + wanted.limit_name,
+            "model_not_found",
+            f"No model serves {wanted.endpoint}: the operator adds one of kind {wanted.kind} to"
+            " the catalogue (FOREBAY_MODELS__CATALOGUE).",
+            param=within + "model",
         )
+    if len(fitting) > 1:
+        names = ", ".join(spec.name for spec in fitting)
+        raise ApiError("invalid_request", f"Name one of {names}.", param=within + "model")
+    return fitting[0]

@@ -100,6 +100,22 @@ OPENAI: Final[Mapping[str, Call]] = {
         headers=_MAKES_JOBS,
         example={"model": "all-minilm-l6-v2", "input": ["A river.", "A lake."]},
     ),
+    "POST /v1/moderations": Call(
+        tag="OpenAI",
+        summary="Classify texts",
+        body=jobs.MODERATION,
+        answers={200: a.Moderations, 202: a.JobObject},
+        headers=_MAKES_JOBS,
+        example={"input": ["Have a nice day."]},
+    ),
+    "POST /v1/rerank": Call(
+        tag="OpenAI",
+        summary="Order documents by how well they answer a query (as Cohere and Jina have it)",
+        body=jobs.RERANK,
+        answers={200: a.Ranking, 202: a.JobObject},
+        headers=_MAKES_JOBS,
+        example={"model": "reranker", "query": "What is a lake?", "documents": ["A.", "B."]},
+    ),
     "GET /v1/models": Call(tag="OpenAI", summary="List models", answers={200: a.ModelPage}),
     "GET /v1/models/{model}": Call(tag="OpenAI", summary="Get a model", answers={200: a.Model}),
 }

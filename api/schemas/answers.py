@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from broker.jobs import Band, Status
+from config.catalogue import Kind
 
 Metadata = dict[str, str]
 #: Unix seconds.
@@ -171,6 +172,43 @@ class EmbeddingPage(Answer):
     service_tier: str | None = None
 
 
+class Verdict(Answer):
+    flagged: bool
+    #: By the labels of the model.
+    categories: dict[str, bool]
+    category_scores: dict[str, float]
+    category_applied_input_types: dict[str, list[Literal["text"]]]
+
+
+class Moderations(Answer):
+    id: str
+    model: str
+    results: list[Verdict]
+    usage: Tokens
+    service_tier: str | None = None
+
+
+class Document(Answer):
+    text: str
+
+
+class Ranked(Answer):
+    #: Of the document in the request.
+    index: int
+    relevance_score: float
+    document: Document | None = None
+
+
+class Ranking(Answer):
+    id: str
+    object: Literal["list"]
+    model: str
+    #: The best first.
+    results: list[Ranked]
+    usage: Tokens
+    service_tier: str | None = None
+
+
 class ContentPart(Answer):
     type: Literal["input_text", "output_text"]
     text: str
@@ -252,7 +290,7 @@ class Model(Answer):
     object: Literal["model"]
     created: Time
     owned_by: str
-    kind: Literal["chat", "embedding"]
+    kind: Kind
     endpoints: list[str]
     context_tokens: int
     max_output_tokens: int | None

@@ -8,13 +8,19 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter
 
 from api.accounts.batches import Batch
+from api.schemas.encoding import EmbeddingRequest, ModerationRequest, RerankRequest
 from api.schemas.fields import Metadata, Schema
 from api.schemas.files import ExpiresAfter
-from api.schemas.inference import ChatRequest, CompletionRequest, EmbeddingRequest
+from api.schemas.inference import ChatRequest, CompletionRequest
 from api.schemas.responses import ResponseRequest
 
 BatchEndpoint = Literal[
-    "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/moderations",
+    "/v1/rerank",
+    "/v1/responses",
 ]
 _CustomId = Annotated[str, Field(min_length=1, max_length=512)]
 
@@ -67,12 +73,22 @@ class EmbeddingLine(_Line):
     body: EmbeddingRequest
 
 
+class ModerationLine(_Line):
+    url: Literal["/v1/moderations"]
+    body: ModerationRequest
+
+
+class RerankLine(_Line):
+    url: Literal["/v1/rerank"]
+    body: RerankRequest
+
+
 class ResponseLine(_Line):
     url: Literal["/v1/responses"]
     body: ResponseRequest
 
 
-Line = ChatLine | CompletionLine | EmbeddingLine | ResponseLine
+Line = ChatLine | CompletionLine | EmbeddingLine | ModerationLine | RerankLine | ResponseLine
 
 NEW_BATCH = TypeAdapter(NewBatch)
 ENVELOPE = TypeAdapter(Envelope)
@@ -82,6 +98,8 @@ LINES: dict[str, TypeAdapter[Any]] = {
     "/v1/chat/completions": TypeAdapter(ChatLine),
     "/v1/completions": TypeAdapter(CompletionLine),
     "/v1/embeddings": TypeAdapter(EmbeddingLine),
+    "/v1/moderations": TypeAdapter(ModerationLine),
+    "/v1/rerank": TypeAdapter(RerankLine),
     "/v1/responses": TypeAdapter(ResponseLine),
 }
 

@@ -32,12 +32,11 @@ from api.schemas.fields import (
     TopP,
     User,
     changes_nothing,
-    listed,
     only,
     unsupported,
 )
 from broker.jobs import Band
-from config.catalogue import ModelSpec
+from config.catalogue import Kind, ModelSpec
 
 #: The two forms of an input; pydantic puts the names into the locations of errors.
 TEXTS = "<texts>"
@@ -68,7 +67,7 @@ class InferenceRequest(Schema):
 
     #: Path this body belongs to, and the kind of model it needs.
     endpoint: ClassVar[str]
-    kind: ClassVar[Literal["chat", "embedding"]]
+    kind: ClassVar[Kind]
     #: Known parameters that can't be honoured, and values of them that change nothing; null
     #: never does.
     neutral: ClassVar[Neutral]
@@ -96,6 +95,15 @@ class InferenceRequest(Schema):
             and TIERS.get(self.service_tier, self.priority) != self.priority
         ):
             return Objection("priority", "It contradicts service_tier.")
+        return None
+
+    def misfit(self, spec: ModelSpec) -> Objection | None:
+        """What this model can't do of it, if anything."""
+        limit = self.token_limit
+        if limit is not None and limit > spec.output_limit:
+            return Objection(
+                self.limit_name, f"This model generates at most {spec.output_limit} tokens."
+            )
         return None
 
     @property
@@ -284,41 +292,3 @@ class CompletionRequest(GenerationRequest):
         Discriminator(_prompt_form),
         BeforeValidator(_one_prompt, json_schema_input_type=str | list[str] | list[int]),
     ]
-
-
-def _many_inputs(value: Any) -> Any:
-    """One string or one list of token ids as a list with it."""
-    if isinstance(value, list) and value and isinstance(value[0], int):
-        return [value]
-    return listed(value)
-
-
-def _input_form(value: Any) -> str:
-    return TOKENS if isinstance(value, list) and value and isinstance(value[0], list) else TEXTS
-
-
-_Texts = Annotated[
-    list[Annotated[str, Field(min_length=1)]],
-    Field(min_length=1, max_length=2048, fail_fast=True),
-    Tag(TEXTS),
-]
-_TokenLists = Annotated[
-    list[Annotated[list[TokenId], Field(min_length=1, max_length=100_000, fail_fast=True)]],
-    Field(min_length=1, max_length=2048, fail_fast=True),
-    Tag(TOKENS),
-]
-
-
-class EmbeddingRequest(InferenceRequest):
-    endpoint = "/v1/embeddings"
-    kind = "embedding"
-    neutral: ClassVar[Neutral] = {"dimensions": ()}
-
-    input: Annotated[
-        _Texts | _TokenLists,
-        Discriminator(_input_form),
-        BeforeValidator(
-            _many_inputs, json_schema_input_type=str | list[str] | list[int] | list[list[int]]
-        ),
-    ]
-    encoding_format: Literal["float", "base64"] | None = None

@@ -6,13 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, TypeAdapter
 
+from api.schemas.encoding import EmbeddingRequest, ModerationRequest, RerankRequest
 from api.schemas.fields import Metadata, Schema, unix_time
-from api.schemas.inference import (
-    ChatRequest,
-    CompletionRequest,
-    EmbeddingRequest,
-    InferenceRequest,
-)
+from api.schemas.inference import ChatRequest, CompletionRequest, InferenceRequest
 from api.schemas.responses import ResponseRequest
 from broker.jobs import Band, Status
 from broker.webhooks.urls import MAX_URL
@@ -76,12 +72,29 @@ class EmbeddingSubmission(_Submission):
     body: EmbeddingRequest
 
 
+class ModerationSubmission(_Submission):
+    endpoint: Literal["/v1/moderations"]
+    body: ModerationRequest
+
+
+class RerankSubmission(_Submission):
+    endpoint: Literal["/v1/rerank"]
+    body: RerankRequest
+
+
 class ResponseSubmission(_Submission):
     endpoint: Literal["/v1/responses"]
     body: ResponseRequest
 
 
-Submission = ChatSubmission | CompletionSubmission | EmbeddingSubmission | ResponseSubmission
+Submission = (
+    ChatSubmission
+    | CompletionSubmission
+    | EmbeddingSubmission
+    | ModerationSubmission
+    | RerankSubmission
+    | ResponseSubmission
+)
 
 SUBMISSION: TypeAdapter[Submission] = TypeAdapter(
     Annotated[Submission, Field(discriminator="endpoint")]
@@ -89,9 +102,18 @@ SUBMISSION: TypeAdapter[Submission] = TypeAdapter(
 CHAT = TypeAdapter(ChatRequest)
 COMPLETION = TypeAdapter(CompletionRequest)
 EMBEDDING = TypeAdapter(EmbeddingRequest)
+MODERATION = TypeAdapter(ModerationRequest)
+RERANK = TypeAdapter(RerankRequest)
 
 ENDPOINTS: dict[str, type[InferenceRequest]] = {
-    request.endpoint: request for request in (ChatRequest, CompletionRequest, EmbeddingRequest)
+    request.endpoint: request
+    for request in (
+        ChatRequest,
+        CompletionRequest,
+        EmbeddingRequest,
+        ModerationRequest,
+        RerankRequest,
+    )
 }
 
 

@@ -154,6 +154,23 @@ class AsyncClient:
         answer = await self.post("/v1/embeddings", {"model": model, "input": list(texts)})
         return [item["embedding"] for item in answer["data"]]
 
+    async def moderate(self, texts: Sequence[str], **body: Any) -> list[Mapping[str, Any]]:
+        """A verdict per text: `flagged`, `categories` and `category_scores`.
+
+        `model` may be left out where there is one classifier only.
+        """
+        answer = await self.post("/v1/moderations", {"input": list(texts), **body})
+        verdicts: list[Mapping[str, Any]] = answer["results"]
+        return verdicts
+
+    async def rerank(
+        self, model: str, query: str, documents: Sequence[str], **body: Any
+    ) -> list[Mapping[str, Any]]:
+        """`index` and `relevance_score` of the documents, the best first."""
+        asked = {"model": model, "query": query, "documents": list(documents), **body}
+        ranked: list[Mapping[str, Any]] = (await self.post("/v1/rerank", asked))["results"]
+        return ranked
+
     async def models(self) -> list[Mapping[str, Any]]:
         data: list[Mapping[str, Any]] = (await self.call("GET", "/v1/models"))["data"]
         return data

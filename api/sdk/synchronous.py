@@ -140,6 +140,14 @@ class Client:
     def embed(self, model: str, texts: Sequence[str]) -> list[list[float]]:
         return self._run(self._inner.embed(model, texts))
 
+    def moderate(self, texts: Sequence[str], **body: Any) -> list[Mapping[str, Any]]:
+        return self._run(self._inner.moderate(texts, **body))
+
+    def rerank(
+        self, model: str, query: str, documents: Sequence[str], **body: Any
+    ) -> list[Mapping[str, Any]]:
+        return self._run(self._inner.rerank(model, query, documents, **body))
+
     def models(self) -> list[Mapping[str, Any]]:
         return self._run(self._inner.models())
 

@@ -23,7 +23,7 @@ from broker.memory import AsyncMemoryQueue, MemoryQueue
 from broker.redis_queue import RedisQueue
 from broker.results import EventHub, MemoryHub
 from config.settings import load
-from tests.apiserver import Api, serving
+from tests.apiserver import ALL_KINDS, Api, serving
 from tests.conftest import PATIENCE_S
 
 FOREBAY = str(Path(sys.executable).parent / "forebay")
@@ -114,7 +114,9 @@ async def api(request: pytest.FixtureRequest) -> AsyncIterator[Api]:
         memory = MemoryQueue(settings.queue)
         hub = MemoryHub(memory)
         await hub.start()
-        async with serving(settings, memory, AsyncMemoryQueue(memory), hub) as running:
+        async with serving(
+            settings, memory, AsyncMemoryQueue(memory), hub, models=ALL_KINDS
+        ) as running:
             yield running
         await hub.stop()
         return
@@ -132,6 +134,7 @@ async def api(request: pytest.FixtureRequest) -> AsyncIterator[Api]:
             conversations=RedisConversations(
                 async_client, ttl_s=60, most=settings.api.max_conversations
             ),
+            models=ALL_KINDS,
         ) as running:
             yield running
         await events.stop()

@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from broker.jobs import Status
-from tests.apiserver import CHAT, EMBED, Api, eventually
+from tests.apiserver import ALL_KINDS, CHAT, EMBED, MODERATOR, RERANKER, Api, eventually
 from tests.conftest import PATIENCE_S
 
 HI: list[Any] = [{"role": "user", "content": "hi"}]
@@ -66,8 +66,33 @@ async def test_embeddings(client: openai.AsyncOpenAI) -> None:
     assert [row.embedding for row in answer.data] == [[0.0, 0.5], [1.0, 0.5]]
 
 
+async def test_moderations(client: openai.AsyncOpenAI) -> None:
+    answer = await client.moderations.create(input=["all is well", "a bad thing"])
+    assert answer.model == MODERATOR
+    assert answer.id.startswith("modr-")
+    assert [row.flagged for row in answer.results] == [False, True]
+    shown = answer.results[1].model_dump(exclude_unset=True)
+    assert (shown["categories"], shown["category_scores"]) == ({"bad": True}, {"bad": 0.9})
+    parts: Any = [{"type": "text", "text": "a bad"}, {"type": "text", "text": " part"}]
+    named = await client.moderations.create(model=MODERATOR, input=parts)
+    assert [row.flagged for row in named.results] == [True]
+    with pytest.raises(openai.BadRequestError) as refused:
+        await client.moderations.create(model=CHAT, input="x")
+    assert refused.value.param == "model"
+
+
+async def test_rerank(client: openai.AsyncOpenAI) -> None:
+    """No call of the SDK's, but its client takes any."""
+    body = {"model": RERANKER, "query": "q", "documents": ["a", "ccc", {"text": "bb"}], "top_n": 2}
+    answer: Any = await client.post("/rerank", body=body, cast_to=object)
+    assert answer["results"] == [
+        {"index": 1, "relevance_score": 0.03},
+        {"index": 2, "relevance_score": 0.02},
+    ]
+
+
 async def test_models(client: openai.AsyncOpenAI) -> None:
-    assert {model.id async for model in client.models.list()} == {CHAT, EMBED}
+    assert {model.id async for model in client.models.list()} == set(ALL_KINDS)
     assert (await client.models.retrieve(CHAT)).owned_by == "forebay"
     with pytest.raises(openai.NotFoundError):
         await client.models.retrieve("nothing")

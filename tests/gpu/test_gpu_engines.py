@@ -8,7 +8,7 @@ import torch
 from tests.integration.real_models import real_model
 from workers.engine import EngineRequest
 from workers.engines.continuous import ContinuousEngine
-from workers.engines.embedding import EmbeddingEngine
+from workers.engines.encoder import EncoderEngine
 
 pytestmark = [
     pytest.mark.gpu,
@@ -42,8 +42,8 @@ def test_embeddings_agree_with_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     request = EngineRequest(id="job_e", endpoint="/v1/embeddings", body={"input": ["A river."]})
     vectors = []
     for place in ("cuda:0", "cpu"):
-        monkeypatch.setattr("workers.engines.embedding.device", lambda at=place: torch.device(at))
-        engine = EmbeddingEngine(*real_model("all-minilm-l6-v2"))
+        monkeypatch.setattr("workers.engines.encoder.device", lambda at=place: torch.device(at))
+        engine = EncoderEngine(*real_model("all-minilm-l6-v2"))
         engine.start()
         vectors.append(torch.tensor(engine.submit(request).result(60).vectors[0]))
         engine.stop()

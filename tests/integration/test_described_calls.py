@@ -23,7 +23,7 @@ from broker.jobs import new_job_id
 from broker.webhooks.deliveries import NewDelivery
 from broker.webhooks.store import WebhookStore
 from config.settings import Settings, load
-from tests.apiserver import Api, make_database, running
+from tests.apiserver import ALL_KINDS, Api, make_database, running
 
 #: Told by tests that have what it takes: a courier, a dead letter, an admin's key.
 ELSEWHERE = {"POST /v1/webhook_endpoints/{endpoint_id}/test"}
@@ -90,7 +90,7 @@ async def world(settings: Settings) -> AsyncIterator[World]:
     async with (
         connect_async(settings.redis) as client,
         open_webhooks(settings, client=client) as webhooks,
-        running(settings, storage=True, webhooks=webhooks) as api,
+        running(settings, storage=True, webhooks=webhooks, models=ALL_KINDS) as api,
     ):
         world = World(api)
         await _make_one_of_each(world, WebhookStore(client, settings.webhooks))
@@ -130,6 +130,8 @@ async def test_examples_run_and_answers_are_as_described(world: World) -> None:
     await call("POST /v1/chat/completions")
     await call("POST /v1/completions")
     await call("POST /v1/embeddings")
+    await call("POST /v1/moderations")
+    await call("POST /v1/rerank")
     await call("GET /v1/queues")
     await call("GET /v1/models")
     await call("GET /v1/models/{model}")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.integration.real_models import real_model
 from workers.engine import EngineLostError, EngineRequest
-from workers.engines.embedding import EmbeddingEngine
+from workers.engines.bucketing import Piece
+from workers.engines.encoder import EncoderEngine
 
 pytestmark = pytest.mark.model
 
@@ -20,8 +23,9 @@ class Lab:
 
     def __init__(self) -> None:
         self.lost, self.dead, self.release = (threading.Event() for _ in range(3))
-        self.engine = EmbeddingEngine(
+        self.engine = EncoderEngine(
             *real_model("all-minilm-l6-v2"),
+            threads=2,
             stall_s=0.5,
             on_lost=self.lost.set,
             on_dead=self.dead.set,
@@ -29,15 +33,15 @@ class Lab:
         self.engine.start()
 
     def instead_of_the_model(self, act: Callable[[], None]) -> None:
-        def embed(_: Any, batch: list[list[int]]) -> list[list[float]]:
+        def compute(batch: Sequence[Piece]) -> Any:
             act()
-            return [[0.0] for _ in batch]
+            return np.zeros((len(batch), 1))
 
-        self.engine._embed = embed  # type: ignore[method-assign]
+        self.engine._head.compute = compute  # type: ignore[method-assign]
 
-    def submit(self) -> Any:
+    def submit(self, name: str = "job_1") -> Any:
         body = {"input": ["words"]}
-        return self.engine.submit(EngineRequest(id="job_1", endpoint="/v1/embeddings", body=body))
+        return self.engine.submit(EngineRequest(id=name, endpoint="/v1/embeddings", body=body))
 
 
 @pytest.fixture
@@ -76,6 +80,27 @@ def test_a_stuck_batch_is_noticed(lab: Lab) -> None:
         future.result(10)
     assert lab.dead.wait(10)
     assert not lab.engine.alive
+
+
+def test_a_stuck_batch_shows_beside_others_that_run(lab: Lab) -> None:
+    stuck = threading.Event()
+
+    def act() -> None:
+        if not stuck.is_set():
+            stuck.set()
+            lab.release.wait(30)
+
+    lab.instead_of_the_model(act)
+    futures = [lab.submit("job_1")]
+    assert stuck.wait(10)
+    number = 2
+    while not lab.dead.is_set():
+        with suppress(EngineLostError):
+            assert len(lab.submit(f"job_{number}").result(10).vectors) == 1
+        number += 1
+    assert number > 3
+    with pytest.raises(EngineLostError):
+        futures[0].result(10)
 
 
 def test_an_idle_engine_is_left_alone(lab: Lab) -> None:

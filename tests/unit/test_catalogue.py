@@ -37,6 +37,12 @@ def test_the_shipped_models() -> None:
         (("[models.tiny]", "[models.'a b']"), "name"),
         (("[models.tiny]", "[models.tiny"), "line"),
         (("kind", 'name = "other"\nkind'), "models.tiny"),
+        (("kind", "threshold = 0.5\nkind"), "threshold is for models of the kind classifier"),
+        (("kind", "dimensions = [64]\nkind"), "dimensions is for models of the kind embedding"),
+        (
+            ('kind = "chat"', 'kind = "classifier"\nthresholds = { bad = 2 }'),
+            "models.tiny.thresholds.bad",
+        ),
     ],
 )
 def test_a_broken_entry_is_named(tmp_path: Path, change: tuple[str, str], named: str) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Any
 
 from workers.engine import EngineResult
 
@@ -12,24 +14,39 @@ from workers.engine import EngineResult
 WINDOW = 256
 
 
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Token ids of a request's inputs, with the marks the model was trained with."""
+
+    tokens: Sequence[list[int]]
+    #: For pairs, where the second text of each input begins.
+    seconds: Sequence[int] = ()
+
+
 @dataclass(eq=False, slots=True)
 class WaitingInputs:
     """A request with one or more inputs, each of which may go into another batch."""
 
     request_id: str
-    inputs: list[list[int]]
+    inputs: Inputs
+    body: Mapping[str, Any] = field(default_factory=dict)
     future: Future[EngineResult] = field(default_factory=Future)
-    #: Finished ones, by index of the input.
-    vectors: dict[int, list[float]] = field(default_factory=dict)
+    #: What was computed, by index of the input.
+    outputs: dict[int, Any] = field(default_factory=dict)
     #: Indices of the inputs that are in no batch yet.
     open: dict[int, None] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.open = dict.fromkeys(range(len(self.inputs)))
+        self.open = dict.fromkeys(range(len(self.inputs.tokens)))
 
     @property
     def open_tokens(self) -> int:
-        return sum(len(self.inputs[index]) for index in self.open)
+        return sum(len(self.inputs.tokens[index]) for index in self.open)
+
+    @property
+    def tokens(self) -> int:
+        """Of all inputs together."""
+        return sum(map(len, self.inputs.tokens))
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +58,13 @@ class Piece:
 
     @property
     def tokens(self) -> list[int]:
-        return self.owner.inputs[self.index]
+        return self.owner.inputs.tokens[self.index]
+
+    @property
+    def second(self) -> int:
+        """Where the second text begins; 0 when there is none."""
+        seconds = self.owner.inputs.seconds
+        return seconds[self.index] if seconds else 0
 
 
 def next_batch(waiting: deque[WaitingInputs], batch_tokens: int) -> list[Piece]:

@@ -135,6 +135,11 @@ class SimulatedEngine:
         body = request.body
         if request.endpoint == "/v1/embeddings":
             return self._admit_embeddings(request)
+        if self._spec.kind != "chat":
+            # A made-up verdict could be taken for one.
+            raise EngineError(
+                "invalid_request", "the simulated engine gives no verdicts", param="model"
+            )
         param = "messages" if "messages" in body else "prompt"
         content = _content(body, param)
         prompt_tokens = _count(content) + 4 * len(body.get("messages", ()))

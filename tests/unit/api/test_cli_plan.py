@@ -83,6 +83,20 @@ def test_a_catalogue_survives_writing() -> None:
     assert set(tomllib.loads(catalogue_toml(tuple(models.values())))["models"]) == set(models)
 
 
+def test_every_field_of_an_entry_survives_writing(tmp_path: Path) -> None:
+    entry = catalogue.ModelSpec(
+        name="a.b",
+        kind="classifier",
+        source='path:/models/"x"',
+        context_tokens=512,
+        thresholds={"very bad": 0.25, "bad": 1},
+        harmless=("neutral", 'a "b"'),
+    )
+    path = tmp_path / "models.toml"
+    path.write_text(catalogue_toml((entry,)))
+    assert catalogue.load(str(path)) == {"a.b": entry}
+
+
 def test_settings_of_the_caller_are_kept(home: DataDir, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FOREBAY_DATABASE__URL", "postgresql+psycopg://db/x")
     monkeypatch.setenv("FOREBAY_API__PROCESSES", "3")
@@ -96,6 +110,7 @@ def test_settings_of_the_caller_are_kept(home: DataDir, monkeypatch: pytest.Monk
     assert [spec.name for spec in made.api_specs()] == ["api-1", "api-2", "api-3"]
     assert made.flower_specs() == []
     assert made.flower == ""
+    assert made.environment["FOREBAY_WORKER__TASK_EVENTS"] == "false"
 
 
 def test_old_metrics_are_cleaned_and_dead_ones_forgotten(home: DataDir) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
@@ -11,7 +12,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from loadtests.harness import BenchError
-from loadtests.http_load import Load, all_at_once, closed_loop, request
+from loadtests.http_load import Load, all_at_once, closed_loop, each_once, request
 
 Serve = Callable[[Callable[[web.Request], Awaitable[web.StreamResponse]]], Awaitable[int]]
 
@@ -115,3 +116,34 @@ async def test_all_at_once_gives_up_in_time(serve: Serve) -> None:
     with pytest.raises(BenchError, match=r"within 0\.05 s"):
         await all_at_once(port, [request("POST", "/", port=port)], timeout_s=0.05)
     stuck.set()
+
+
+async def test_each_request_is_sent_once(serve: Serve) -> None:
+    seen: list[int] = []
+    most = at_once = 0
+
+    async def handler(http: web.Request) -> web.Response:
+        nonlocal most, at_once
+        at_once += 1
+        most = max(most, at_once)
+        seen.append((await http.json())["number"])
+        at_once -= 1
+        return web.json_response({"number": seen[-1]})
+
+    port = await serve(handler)
+    prepared = [request("POST", "/", port=port, body={"number": number}) for number in range(20)]
+    answers = await each_once(port, prepared, connections=3, timeout_s=10)
+    assert sorted(seen) == list(range(20))
+    assert most <= 3
+    assert sorted(json.loads(answer.body)["number"] for answer in answers) == list(range(20))
+    assert {answer.status for answer in answers} == {200}
+
+
+async def test_each_once_says_when_time_is_up(serve: Serve) -> None:
+    async def handler(http: web.Request) -> web.Response:
+        await asyncio.Event().wait()
+        return web.Response()
+
+    port = await serve(handler)
+    with pytest.raises(BenchError, match="within"):
+        await each_once(port, [request("POST", "/", port=port)], connections=1, timeout_s=0.05)

@@ -17,7 +17,7 @@ from broker.memory import MemoryQueue
 from config.catalogue import load
 from config.settings import Queue
 from workers.answering import AnswerDesk, ImpatientError, Patience, decoded, encoded
-from workers.engine import EngineError, EngineResult
+from workers.engine import EngineError, EngineResult, Judgement
 
 CHAT = load()["smollm2-135m"]
 EMBEDDING = load()["all-minilm-l6-v2"]
@@ -110,6 +110,13 @@ def test_vectors_come_back_as_they_were() -> None:
     vectors = [[0.5, -0.25, 0.0078125], [0.1, 0.2, 0.3]]
     result = EngineResult(vectors=vectors, usage=Usage(input_tokens=4))
     assert decoded(encoded(result)).vectors == vectors
+
+
+def test_verdicts_are_kept_as_they_are() -> None:
+    judgement = Judgement({"insult": 0.75, "threat": 0.1}, {"insult": True, "threat": False})
+    result = EngineResult(judgements=[judgement], relevance=[0.123456789])
+    back = decoded(encoded(result))
+    assert (back.judgements, back.relevance) == (result.judgements, result.relevance)
 
 
 @pytest.mark.parametrize("away", [False, True])

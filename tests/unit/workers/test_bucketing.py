@@ -7,13 +7,13 @@ from collections import deque
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.engines.bucketing import WaitingInputs, next_batch
+from workers.engines.bucketing import Inputs, WaitingInputs, next_batch
 
 
 def _waiting(*requests: list[int]) -> deque[WaitingInputs]:
     """Requests whose inputs have the given lengths."""
     return deque(
-        WaitingInputs(f"job_{number}", [[0] * length for length in lengths])
+        WaitingInputs(f"job_{number}", Inputs([[0] * length for length in lengths]))
         for number, lengths in enumerate(requests)
     )
 

@@ -12,7 +12,7 @@ from openai.types import Completion, CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion
 
 from broker.jobs import Band, Job, Status, Usage
-from workers.engine import EngineResult
+from workers.engine import EngineResult, Judgement
 from workers.responses import response_body
 
 
@@ -80,9 +80,12 @@ def test_completion_of_the_simulated_engine_says_so() -> None:
     assert body.system_fingerprint == "simulated"
 
 
+VECTORS = [[0.5, -0.25], [1.0, 0.0]]
+
+
 @pytest.mark.parametrize("form", ["float", "base64"])
 def test_embeddings(form: str) -> None:
-    result = EngineResult(vectors=[[0.5, -0.25], [1.0, 0.0]], usage=Usage(input_tokens=6))
+    result = EngineResult(vectors=VECTORS, usage=Usage(input_tokens=6))
     raw = response_body(_job("/v1/embeddings"), {"encoding_format": form}, result)
     body: dict[str, Any] = orjson.loads(raw)
     if form == "float":
@@ -91,6 +94,37 @@ def test_embeddings(form: str) -> None:
     else:
         packed = [base64.b64decode(item["embedding"]) for item in body["data"]]
         vectors = [list(struct.unpack("<2f", part)) for part in packed]
-    assert vectors == [[0.5, -0.25], [1.0, 0.0]]
+    assert vectors == VECTORS
     assert [item["index"] for item in body["data"]] == [0, 1]
     assert body["usage"] == {"prompt_tokens": 6, "total_tokens": 6}
+
+
+def test_moderations() -> None:
+    judgements = [
+        Judgement({"insult": 0.75, "threat": 0.25}, {"insult": True, "threat": False}),
+        Judgement({"insult": 0.0, "threat": 0.0}, {"insult": False, "threat": False}),
+    ]
+    result = EngineResult(judgements=judgements, usage=Usage(input_tokens=6))
+    body = orjson.loads(response_body(_job("/v1/moderations"), {}, result))
+    assert (body["id"], body["model"]) == ("modr-abc", "smollm2-135m")
+    assert [row["flagged"] for row in body["results"]] == [True, False]
+    first = body["results"][0]
+    assert first["categories"] == {"insult": True, "threat": False}
+    assert first["category_scores"] == {"insult": 0.75, "threat": 0.25}
+    assert first["category_applied_input_types"] == {"insult": ["text"], "threat": ["text"]}
+
+
+def test_ranking() -> None:
+    result = EngineResult(relevance=[0.25, 0.75, 0.25, 0.5], usage=Usage(input_tokens=6))
+    request = {"documents": ["a", "b", "c", "d"], "top_n": 3, "return_documents": True}
+    body = orjson.loads(response_body(_job("/v1/rerank"), request, result))
+    assert body["results"] == [
+        {"index": 1, "relevance_score": 0.75, "document": {"text": "b"}},
+        {"index": 3, "relevance_score": 0.5, "document": {"text": "d"}},
+        # As good as the third document, and earlier.
+        {"index": 0, "relevance_score": 0.25, "document": {"text": "a"}},
+    ]
+    assert body["usage"] == {"prompt_tokens": 6, "total_tokens": 6}
+    plain = orjson.loads(response_body(_job("/v1/rerank"), {"documents": ["a"] * 4}, result))
+    assert [each["index"] for each in plain["results"]] == [1, 3, 0, 2]
+    assert "document" not in plain["results"][0]

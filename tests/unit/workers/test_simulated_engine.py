@@ -173,3 +173,12 @@ def test_neither_the_engine_nor_the_worker_around_it_imports_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("kind", ["classifier", "reranker"])
+def test_no_verdicts_are_made_up(kind: str) -> None:
+    engine = SimulatedEngine(_spec(kind=kind), NO_TIME)
+    body = {"input": ["x"], "query": "x", "documents": ["x"]}
+    with pytest.raises(EngineError, match="no verdicts") as refused:
+        engine.submit(EngineRequest(id="e", endpoint="/v1/any", body=body))
+    assert refused.value.param == "model"

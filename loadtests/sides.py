@@ -1,0 +1,45 @@
+"""Sides of a benchmark that take turns: one of them runs, the processes of others stand still."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+
+import psutil
+
+from loadtests.lab import Child
+
+
+def tree(child: Child) -> list[psutil.Process]:
+    """A side's process and all that it has started."""
+    root = psutil.Process(child.process.pid)
+    return [root, *root.children(recursive=True)]
+
+
+def cpu_times_s(child: Child) -> dict[int, float]:
+    """CPU time each process of a side has used so far, by its id."""
+    times = {}
+    for process in tree(child):
+        # Short-lived ones may end at any time, e.g. a rewrite of Valkey's log.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times[process.pid] = float(sum(process.cpu_times()[:2]))
+    return times
+
+
+def spent_s(before: Mapping[int, float], after: Mapping[int, float]) -> float:
+    """CPU time of the processes that were there all along."""
+    return sum(after[pid] - before[pid] for pid in before.keys() & after.keys())
+
+
+@contextlib.contextmanager
+def stopped(child: Child) -> Iterator[None]:
+    """The processes of a side don't run meanwhile, so that being idle costs the others nothing."""
+    processes = tree(child)
+    for process in processes:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in reversed(processes):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
