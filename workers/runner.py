@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 from structlog.contextvars import bound_contextvars
 
+from broker.answers import TokenLogprob, in_pieces, piece
 from broker.errors import BrokerUnavailableError
 from broker.jobs import Claim, Job, JobError, Outcome, Status, Usage
 from broker.leases import Lease, LeaseRegistry
@@ -205,6 +206,7 @@ class _Attempt:
             endpoint=job.endpoint,
             body=self._body,
             on_text=None if self._stream is None else self._on_text,
+            on_piece=self._on_piece if self._stream and in_pieces(self._body) else None,
         )
         future = runner._engine.submit(request)
         # Only now: a stop that was wanted earlier must find the request.
@@ -217,6 +219,9 @@ class _Attempt:
             self._runner._metrics.first_text(self._job)
         assert self._stream is not None
         self._stream.write(text)
+
+    def _on_piece(self, answer: int, text: str, logprobs: list[TokenLogprob]) -> None:
+        self._on_text(piece(answer, text, logprobs))
 
     def _stopped(self, partial: EngineResult) -> tuple[str, str, Usage]:
         """The request was stopped: by its owner, or because the attempt no longer counts."""

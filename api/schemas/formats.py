@@ -1,0 +1,93 @@
+"""What form an answer is asked to have, as each endpoint writes it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, NotRequired
+
+from pydantic import AfterValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+from typing_extensions import TypedDict
+
+from broker.grammars import MAX_CHOICES, MAX_REGEX
+
+_CONFIG = ConfigDict(strict=True, extra="forbid")
+
+Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+Description = Annotated[str, Field(max_length=4096)]
+
+
+class TextFormat(TypedDict):
+    __pydantic_config__ = _CONFIG  # type: ignore[misc]
+
+    type: Literal["text"]
+
+
+class JsonObjectFormat(TypedDict):
+    __pydantic_config__ = _CONFIG  # type: ignore[misc]
+
+    type: Literal["json_object"]
+
+
+class JsonSchema(TypedDict):
+    __pydantic_config__ = _CONFIG  # type: ignore[misc]
+
+    name: Name
+    description: NotRequired[Description | None]
+    schema: dict[str, Any]
+    # Answers always keep to the schema.
+    strict: NotRequired[bool | None]
+
+
+class JsonSchemaFormat(TypedDict):
+    __pydantic_config__ = _CONFIG  # type: ignore[misc]
+
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+class NamedSchemaFormat(TypedDict):
+    """The same as responses write it."""
+
+    __pydantic_config__ = _CONFIG  # type: ignore[misc]
+
+    type: Literal["json_schema"]
+    name: Name
+    description: NotRequired[Description | None]
+    schema: dict[str, Any]
+    strict: NotRequired[bool | None]
+
+
+class StructuredOutputs(TypedDict):
+    """An extension, as vLLM has it: what the whole answer matches, or is one of."""
+
+    __pydantic_config__ = _CONFIG  # type: ignore[misc]
+
+    regex: NotRequired[Annotated[str, Field(min_length=1, max_length=MAX_REGEX)]]
+    choice: NotRequired[
+        Annotated[
+            list[Annotated[str, Field(min_length=1, max_length=256)]],
+            Field(min_length=1, max_length=MAX_CHOICES),
+        ]
+    ]
+
+
+def _no_text(value: Any) -> Any:
+    """Any text is what an answer is anyhow."""
+    return None if value["type"] == "text" else value
+
+
+def _one_of(value: StructuredOutputs) -> StructuredOutputs:
+    if len(value) != 1:
+        raise PydanticCustomError("one_of", "it needs either regex or choice")
+    return value
+
+
+ResponseFormat = Annotated[
+    Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")],
+    AfterValidator(_no_text),
+]
+Structured = Annotated[StructuredOutputs, AfterValidator(_one_of)]
+ResponseTextFormat = Annotated[
+    Annotated[TextFormat | JsonObjectFormat | NamedSchemaFormat, Field(discriminator="type")],
+    AfterValidator(_no_text),
+]
