@@ -31,7 +31,7 @@ MAX_CHOICES: Final = 256
 
 #: As `json.dumps` writes it, which models have seen most of. With free white space small models
 #: write nothing else until they are cut off.
-_JSON_STYLE: Final = {
+_JSON_STYLE: Final[Any] = {
     "whitespace_flexible": False,
     "item_separator": ", ",
     "key_separator": ": ",
@@ -115,7 +115,13 @@ def constraint_of(body: Mapping[str, Any]) -> Constraint | None:
 
 def checked_schema(schema: Mapping[str, Any], param: str) -> str:
     """The grammar of a JSON schema. Raises `GrammarError`."""
-    if len(orjson.dumps(schema)) > MAX_SCHEMA_BYTES:
+    try:
+        size = len(orjson.dumps(schema))
+    except TypeError:
+        raise GrammarError(
+            "It is nested too deeply, or a number in it is too long.", param
+        ) from None
+    if size > MAX_SCHEMA_BYTES:
         raise GrammarError(f"It may have at most {MAX_SCHEMA_BYTES} bytes as JSON.", param)
     for part in _parts(schema, param):
         _check_part(part, param)

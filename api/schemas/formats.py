@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Annotated, Any, Final, Literal, NotRequired
 
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
@@ -82,12 +82,36 @@ def _one_of(value: StructuredOutputs) -> StructuredOutputs:
     return value
 
 
+def _kind(value: Any) -> str | None:
+    kind = value.get("type") if isinstance(value, dict) else None
+    return _TAGS.get(kind) if isinstance(kind, str) else None
+
+
+_TAGS: Final = {name: f"<{name}>" for name in ("text", "json_object", "json_schema")}
+#: The names that pydantic puts into the locations of errors.
+TAGS: Final = frozenset(_TAGS.values())
+_DISCRIMINATOR: Final = Discriminator(
+    _kind,
+    custom_error_type="format_type",
+    custom_error_message="its type must be text, json_object or json_schema",
+)
+
 ResponseFormat = Annotated[
-    Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")],
+    Annotated[
+        Annotated[TextFormat, Tag("<text>")]
+        | Annotated[JsonObjectFormat, Tag("<json_object>")]
+        | Annotated[JsonSchemaFormat, Tag("<json_schema>")],
+        _DISCRIMINATOR,
+    ],
     AfterValidator(_no_text),
 ]
 Structured = Annotated[StructuredOutputs, AfterValidator(_one_of)]
 ResponseTextFormat = Annotated[
-    Annotated[TextFormat | JsonObjectFormat | NamedSchemaFormat, Field(discriminator="type")],
+    Annotated[
+        Annotated[TextFormat, Tag("<text>")]
+        | Annotated[JsonObjectFormat, Tag("<json_object>")]
+        | Annotated[NamedSchemaFormat, Tag("<json_schema>")],
+        _DISCRIMINATOR,
+    ],
     AfterValidator(_no_text),
 ]

@@ -33,6 +33,7 @@ from api.schemas.fields import (
     User,
     changes_nothing,
     listed,
+    nothing_if,
     only,
     unsupported,
 )
@@ -158,7 +159,7 @@ class GenerationRequest(InferenceRequest):
     neutral: ClassVar[Neutral] = {}
 
     #: Answers wanted.
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    n: Annotated[Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None, nothing_if(1)] = None
     max_tokens: MaxTokens | None = None
     temperature: Temperature | None = None
     top_p: TopP | None = None
@@ -257,8 +258,8 @@ class ChatRequest(GenerationRequest):
     }
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=10_000, fail_fast=True)]
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    logprobs: Annotated[bool | None, nothing_if(False)] = None
+    top_logprobs: Annotated[Annotated[int, Field(ge=0, le=20)] | None, nothing_if(0)] = None
     # Folded into `max_tokens` by `to_body`.
     max_completion_tokens: Annotated[MaxTokens | None, Field(exclude=True)] = None
 
@@ -322,7 +323,6 @@ class CompletionRequest(GenerationRequest):
         Discriminator(_prompt_form),
         BeforeValidator(_one_prompt, json_schema_input_type=str | list[str] | list[int]),
     ]
-
 
     @property
     def logprobs_wanted(self) -> bool:

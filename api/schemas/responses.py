@@ -176,8 +176,10 @@ class ResponseRequest(InferenceRequest):
     def _chat_format(self) -> dict[str, Any] | None:
         """The form of the text as a chat writes it."""
         given = self.text.format if self.text is not None else None
-        if given is None or given["type"] == "json_object":
-            return given
+        if given is None:
+            return None
+        if given["type"] == "json_object":
+            return {"type": "json_object"}
         named = {name: value for name, value in given.items() if name != "type"}
         return {"type": "json_schema", "json_schema": named}
 

@@ -55,9 +55,7 @@ class Answer:
         """Tokens are looked at as they come: somebody waits for them, or a stop string may end
         it."""
         return (
-            self._on_piece is not None
-            or self._on_first is not None
-            or bool(self.generation.stop)
+            self._on_piece is not None or self._on_first is not None or bool(self.generation.stop)
         )
 
     @property
@@ -75,7 +73,7 @@ class Answer:
         """Take all tokens so far; those already known are skipped."""
         fresh = generated[self._detokeniser.count :]
         if fresh and self._on_first is not None:
-            self._on_first, begin = None, self._on_first
+            begin, self._on_first = self._on_first, None
             begin()
         if not self.generation.stop and self.progress.top is None:
             self._show(self._detokeniser.push(fresh))

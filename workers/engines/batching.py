@@ -140,7 +140,7 @@ class BatchingLoop(ContinuousBatchingManager):  # type: ignore[misc]
         *,
         max_tokens: int,
         sampling: Sampling,
-        progress: Progress,
+        progress: Progress | None = None,
         every_token: bool,
     ) -> bool:
         """Queue a request; False when the loop takes none any more."""
@@ -150,7 +150,7 @@ class BatchingLoop(ContinuousBatchingManager):  # type: ignore[misc]
             max_new_tokens=max_tokens,
             streaming=every_token,
             sampling=sampling,
-            progress=progress,
+            progress=progress or Progress(),
         )
         return accepted is not None
 

@@ -77,20 +77,23 @@ class Choices:
             self._results[number] = future.result()
         except RequestCancelledError as stopped:
             self._results[number] = stopped.result
-            self._close(stopped)
+            self._close(stopped, by=number)
         except Exception as error:
-            self._close(error)
+            self._close(error, by=number)
         self._end(number)
 
-    def _close(self, failure: Exception) -> None:
-        """Begin no more and end those that run; the first reason is the one told of."""
+    def _close(self, failure: Exception, *, by: int = -1) -> None:
+        """Begin no more and end those that run, but for the one it is `by`.
+
+        The first reason is the one told of.
+        """
         with self._lock:
             if self._closed:
                 return
             self._closed = True
             self._failure = failure
-            running = [number for number in self._left if number < self._begun]
-            waiting = [number for number in self._left if number >= self._begun]
+            running = [each for each in self._left if each < self._begun and each != by]
+            waiting = [each for each in self._left if each >= self._begun]
         for number in running:
             self._stop(number)
         for number in waiting:

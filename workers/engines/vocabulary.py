@@ -65,9 +65,7 @@ class Vocabulary:
         """`tokenizer` is a `tokenizers.Tokenizer`; a model without an end token has no guides."""
         self._size = size
         self._ends = sorted(end for end in ends if end >= 0)
-        self._tokens = LLTokenizer(
-            tokenizer.to_str(), n_vocab=size, eos_token=self._ends or None
-        )
+        self._tokens = LLTokenizer(tokenizer.to_str(), n_vocab=size, eos_token=self._ends or None)
         self._lock = threading.Lock()
         self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
 
@@ -91,9 +89,7 @@ class Vocabulary:
                 self._compiled.move_to_end(constraint.grammar)
         if found is None:
             # Outside the lock: it may take a while.
-            found = LLMatcher(
-                self._tokens, constraint.grammar, log_level=0, limits=parser_limits()
-            )
+            found = LLMatcher(self._tokens, constraint.grammar, log_level=0, limits=parser_limits())
             if found.is_error():
                 raise EngineError("invalid_request", "it can't be followed", constraint.param)
             with self._lock:
