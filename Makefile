@@ -78,6 +78,10 @@ bench-rabbitmq: $(READY) ## No-op jobs/s with RabbitMQ as the broker against Red
 bench-engine: $(READY) ## 64 chats through the whole stack against the engine alone
 	@$(BIN)/python -m loadtests.engine_bench
 
+.PHONY: bench-masks
+bench-masks: $(READY) ## What holding answers to a JSON schema costs a step, at 16 and 64 chats
+	@$(BIN)/python -m loadtests.mask_cost
+
 .PHONY: bench-fairness
 bench-fairness: $(READY) ## Shares of tenants and bands, a newcomer's wait, a batch flood; against Celery and a FIFO
 	@$(BIN)/python -m loadtests.fairness

@@ -126,7 +126,7 @@ class SamplingProcessors(ContinuousBatchingLogitsProcessorList):  # type: ignore
                 try:
                     shape(scores[row], sampling, prompt, answer)
                     if guide is not None:
-                        scores[row].masked_fill_(guide.forbidden(answer), -torch.inf)
+                        guide.hold(scores[row], answer)
                 except GuideError:
                     bad.add(row)
                 except Exception as error:

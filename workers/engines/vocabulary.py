@@ -38,6 +38,10 @@ class Guide:
         #: The grammar can't be followed further, and neither can the answer.
         self.failed = False
 
+    def hold(self, scores: torch.Tensor, answer: Sequence[int]) -> None:
+        """Make what may not come after `answer` impossible, [token]. Raises `GuideError`."""
+        scores.masked_fill_(self.forbidden(answer), -torch.inf)
+
     def forbidden(self, answer: Sequence[int]) -> torch.Tensor:
         """Which tokens may not come after `answer`, [token]. Raises `GuideError`."""
         for token in answer[self._taken :]:
