@@ -78,11 +78,11 @@ class _Clock:
             hold(guide, scores, answer)
             self._masks_s += time.thread_time() - started
 
-        Guide.hold = timed  # type: ignore[method-assign]
+        setattr(Guide, "hold", timed)  # noqa: B010
         try:
             yield
         finally:
-            Guide.hold = hold  # type: ignore[method-assign]
+            setattr(Guide, "hold", hold)  # noqa: B010
 
 
 def _round(engine: ContinuousEngine, batch: int, held: int, tokens: int, turn: int) -> None:
