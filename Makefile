@@ -102,6 +102,10 @@ bench-embeddings: $(READY) ## 64 clients embedding short texts through the whole
 	  || { rm -rf .venv-infinity; echo "· infinity-emb can't be installed: its side is left out" >&2; }
 	@$(BIN)/python -m loadtests.embeddings
 
+.PHONY: bench-masks
+bench-masks: $(READY) ## What holding answers to a JSON schema costs a step, at 16 and 64 chats
+	@$(BIN)/python -m loadtests.mask_cost
+
 .PHONY: bench-fairness
 bench-fairness: $(READY) ## Shares of tenants and bands, a newcomer's wait, a batch flood; against Celery and a FIFO
 	@$(BIN)/python -m loadtests.fairness

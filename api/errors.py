@@ -52,6 +52,9 @@ CODES: Final[Mapping[str, Code]] = {
     "context_length_exceeded": Code(400, _REQUEST, False, "The input exceeds the model's context"),
     "invalid_api_key": Code(401, "authentication_error", False, "No valid credential was given"),
     "insufficient_scope": Code(403, "permission_error", False, "The credential lacks a scope"),
+    "parameter_not_allowed": Code(
+        403, "permission_error", False, "The tenant may not use a parameter"
+    ),
     "not_found": Code(404, _REQUEST, False, "There is nothing at this address"),
     "job_not_found": Code(404, _REQUEST, False, "There is no such job"),
     "model_not_found": Code(404, _REQUEST, False, "There is no such model"),

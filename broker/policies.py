@@ -34,6 +34,9 @@ class TenantPolicy:
     max_jobs: int = 0
     #: Band of a job that names none; used by the front, not by the queue.
     default_band: Band = Band.INTERACTIVE
+    #: Whether answers may be had with their logprobs, which tell much of a model; used by the
+    #: front, not by the queue.
+    allow_logprobs: bool = False
 
     @property
     def limits(self) -> RateLimits:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from broker.grammars import Constraint, GrammarError, constraint_of
 from config.catalogue import ModelSpec
 from workers.engine import EngineError
 
@@ -17,6 +18,11 @@ from workers.engine import EngineError
 MAX_STOP_STRINGS = 4
 #: As in OpenAI's API.
 MAX_BIASES = 300
+MAX_TOP_LOGPROBS = 20
+#: Answers to one request; each takes a place in the batch.
+MAX_CHOICES = 16
+#: Below this only the likeliest token is left, and scores divided by it are no numbers.
+_COLDEST = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +42,10 @@ class Limits:
     top_p: float = 1.0
     #: Seeds, penalties, biases and min_p can be honoured.
     shaping: bool = True
+    #: Answers can be held to a grammar, and be had with their logprobs.
+    steering: bool = True
+    #: Most answers to one request.
+    choices: int = MAX_CHOICES
 
     @classmethod
     def of(cls, spec: ModelSpec, *, vocabulary: int = 0) -> Limits:
@@ -71,7 +81,7 @@ class Sampling:
 
     @property
     def greedy(self) -> bool:
-        return self.temperature == 0 or self.top_k == 1 or self.top_p == 0
+        return self.temperature < _COLDEST or self.top_k == 1 or self.top_p == 0
 
     @property
     def cuts(self) -> bool:
@@ -96,6 +106,12 @@ class Generation:
     max_tokens: int
     sampling: Sampling
     stop: tuple[str, ...]
+    #: Answers wanted.
+    choices: int = 1
+    #: How many of the likeliest tokens are told of at each place; None when no logprobs are wanted.
+    top_logprobs: int | None = None
+    #: What each answer has to match.
+    constraint: Constraint | None = None
 
 
 def admit_prompt(tokens: Sequence[int], limits: Limits, *, param: str) -> None:
@@ -144,7 +160,54 @@ def admit_generation(
             f"{prompt_tokens} prompt tokens and max_tokens {max_tokens} exceed {room} tokens",
             param,
         )
-    return Generation(max_tokens=max_tokens, sampling=_sampling(body, limits), stop=_stop(body))
+    return Generation(
+        max_tokens=max_tokens,
+        sampling=_sampling(body, limits),
+        stop=_stop(body),
+        choices=_choices(body, limits),
+        top_logprobs=_top_logprobs(body, limits),
+        constraint=_constraint(body, limits),
+    )
+
+
+def _choices(body: dict[str, Any], limits: Limits) -> int:
+    choices = body.get("n")
+    if choices is None or choices == 1:
+        return 1
+    if not isinstance(choices, int) or not 1 <= choices <= MAX_CHOICES:
+        raise EngineError("invalid_request", f"n must lie between 1 and {MAX_CHOICES}", "n")
+    if choices > limits.choices:
+        raise _unsupported("n")
+    return choices
+
+
+def _top_logprobs(body: dict[str, Any], limits: Limits) -> int | None:
+    """Chat says `logprobs: true, top_logprobs: 3`, completions say `logprobs: 3`."""
+    wanted = body.get("logprobs")
+    if wanted is None or wanted is False:
+        return None
+    if not limits.steering:
+        raise _unsupported("logprobs")
+    top = (body.get("top_logprobs") or 0) if wanted is True else wanted
+    if not isinstance(top, int) or not 0 <= top <= MAX_TOP_LOGPROBS:
+        raise EngineError(
+            "invalid_request", f"at most {MAX_TOP_LOGPROBS} logprobs a token", "top_logprobs"
+        )
+    return top
+
+
+def _constraint(body: dict[str, Any], limits: Limits) -> Constraint | None:
+    try:
+        constraint = constraint_of(body)
+    except GrammarError as error:
+        raise EngineError("invalid_request", str(error), error.param) from None
+    if constraint is not None and not limits.steering:
+        raise _unsupported(constraint.param.partition(".")[0])
+    return constraint
+
+
+def _unsupported(name: str) -> EngineError:
+    return EngineError("unsupported_parameter", f"{name} is not supported by this worker", name)
 
 
 def _sampling(body: dict[str, Any], limits: Limits) -> Sampling:
@@ -167,9 +230,7 @@ def _sampling(body: dict[str, Any], limits: Limits) -> Sampling:
     if not limits.shaping:
         for name in ("min_p", "seed", *_SHAPING):
             if getattr(sampling, name) != getattr(_PLAIN, name):
-                raise EngineError(
-                    "unsupported_parameter", f"{name} is not supported by this worker", name
-                )
+                raise _unsupported(name)
     return sampling
 
 

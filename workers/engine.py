@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from broker.jobs import Usage
+from broker.pieces import TokenLogprob
 
 
 class EngineError(Exception):
@@ -43,6 +44,22 @@ class EngineRequest:
     body: dict[str, Any]
     #: Called in the engine's thread with each piece of text; None when no deltas are wanted.
     on_text: Callable[[str], None] | None = None
+    #: Called in its place where there are several answers or logprobs: with the number of the
+    #: answer, the piece, and the logprobs of its tokens.
+    on_piece: Callable[[int, str, list[TokenLogprob]], None] | None = None
+
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """One of the answers to a request."""
+
+    text: str = ""
+    finish_reason: FinishReason = "stop"
+    #: Of its tokens, in order; None when they weren't wanted.
+    logprobs: list[TokenLogprob] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +75,11 @@ class Judgement:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineResult:
     text: str = ""
-    finish_reason: Literal["stop", "length", "cancelled"] = "stop"
+    finish_reason: FinishReason = "stop"
+    #: Of the tokens of `text`; None when they weren't wanted.
+    logprobs: list[TokenLogprob] | None = None
+    #: Further answers, where more than one was wanted.
+    others: tuple[Choice, ...] = ()
     #: One per input, for embeddings.
     vectors: list[list[float]] = field(default_factory=list)
     #: One per input, for classifiers.

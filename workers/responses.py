@@ -11,7 +11,8 @@ from typing import Any
 import orjson
 
 from broker.jobs import Job
-from workers.engine import EngineResult
+from broker.pieces import chat_logprobs, completion_logprobs
+from workers.engine import Choice, EngineResult
 
 #: A response is a chat whose answer the API puts into another form.
 _CHATS = ("/v1/chat/completions", "/v1/responses")
@@ -39,19 +40,15 @@ def response_body(
 
 def _completion(job: Job, result: EngineResult) -> dict[str, Any]:
     name = job.id.removeprefix("job_")
-    choice: dict[str, Any] = {"index": 0}
-    if job.endpoint in _CHATS:
-        choice["message"] = {"role": "assistant", "content": result.text, "refusal": None}
-    else:
-        choice["text"] = result.text
-    choice |= {"logprobs": None, "finish_reason": result.finish_reason}
+    choices = [_choice(job, 0, result)]
+    choices += [_choice(job, index, other) for index, other in enumerate(result.others, 1)]
     usage = result.usage
     return {
         "id": f"chatcmpl-{name}" if job.endpoint in _CHATS else f"cmpl-{name}",
         "object": "chat.completion" if job.endpoint in _CHATS else "text_completion",
         "created": job.created_ms // 1000,
         "model": job.model,
-        "choices": [choice],
+        "choices": choices,
         "usage": {
             "prompt_tokens": usage.input_tokens,
             "completion_tokens": usage.output_tokens,
@@ -59,6 +56,18 @@ def _completion(job: Job, result: EngineResult) -> dict[str, Any]:
             "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
         },
     }
+
+
+def _choice(job: Job, index: int, answer: EngineResult | Choice) -> dict[str, Any]:
+    choice: dict[str, Any] = {"index": index}
+    if job.endpoint in _CHATS:
+        choice["message"] = {"role": "assistant", "content": answer.text, "refusal": None}
+        choice["logprobs"] = chat_logprobs(answer.logprobs)
+    else:
+        choice["text"] = answer.text
+        choice["logprobs"] = completion_logprobs(answer.logprobs)
+    choice["finish_reason"] = answer.finish_reason
+    return choice
 
 
 def _embeddings(job: Job, result: EngineResult, *, base64_wanted: bool) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from structlog.contextvars import bound_contextvars
 from broker.errors import BrokerUnavailableError
 from broker.jobs import Claim, Job, JobError, Outcome, Status, Usage
 from broker.leases import Lease, LeaseRegistry
+from broker.pieces import TokenLogprob, in_pieces, piece
 from broker.queue import JobQueue
 from config.logs import get_logger
 from workers.answering import Answer, AnswerDesk, ImpatientError, Patience
@@ -199,8 +200,7 @@ class _Attempt:
             if answer.source != "computed":
                 charged = 0
                 if self._job.stream:
-                    self._open_stream(lambda: None)
-                    self._on_text(result.text)
+                    self._replay(result)
         return Outcome(
             status=Status.COMPLETED,
             output=self._output(result),
@@ -208,6 +208,16 @@ class _Attempt:
             charged=charged,
             answer=name,
         )
+
+    def _replay(self, result: EngineResult) -> None:
+        """Stream an answer that was there already."""
+        self._open_stream(lambda: None)
+        if not in_pieces(self._body):
+            self._on_text(result.text)
+            return
+        self._on_piece(0, result.text, result.logprobs or [])
+        for number, choice in enumerate(result.others, 1):
+            self._on_piece(number, choice.text, choice.logprobs or [])
 
     def _await(self, future: Future[EngineResult]) -> EngineResult:
         """The engine's answer. Raises `_OvertimeError` when the job may not run so long."""
@@ -244,6 +254,7 @@ class _Attempt:
             endpoint=job.endpoint,
             body=self._body,
             on_text=None if self._stream is None else self._on_text,
+            on_piece=self._on_piece if self._stream and in_pieces(self._body) else None,
         )
         future = runner._engine.submit(request)
         # Only now: a stop that was wanted earlier must find the request.
@@ -261,6 +272,9 @@ class _Attempt:
             self._runner._metrics.first_text(self._job)
         assert self._stream is not None
         self._stream.write(text)
+
+    def _on_piece(self, answer: int, text: str, logprobs: list[TokenLogprob]) -> None:
+        self._on_text(piece(answer, text, logprobs))
 
     def _stopped(self, partial: EngineResult) -> tuple[str, str, Usage]:
         """The request was stopped: by its owner, or because the attempt no longer counts."""

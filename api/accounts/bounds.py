@@ -34,6 +34,7 @@ class PolicyChanges(LimitChanges, total=False):
     max_in_flight: int | None
     max_queued: int | None
     default_band: Band | None
+    allow_logprobs: bool | None
 
 
 def changed_policy(base: TenantPolicy, **changes: Unpack[PolicyChanges]) -> TenantPolicy:
@@ -44,7 +45,7 @@ def changed_policy(base: TenantPolicy, **changes: Unpack[PolicyChanges]) -> Tena
             if not 0 < value <= _MAX_WEIGHT:
                 raise InvalidAccountError(f"a weight is more than 0 and up to {_MAX_WEIGHT:g}")
             given[what] = float(value)
-        elif what != "default_band":
+        elif what not in ("default_band", "allow_logprobs"):
             _bound(what, value, least=0 if what in _MAY_BE_NONE else 1)
     return replace(base, **given)
 

@@ -240,6 +240,7 @@ def _write_policy(row: TenantRow, tenant: Tenant) -> None:
     row.tokens_per_minute = tenant.policy.tokens_per_minute
     row.max_jobs = tenant.policy.max_jobs
     row.default_priority = tenant.policy.default_band.value
+    row.allow_logprobs = tenant.policy.allow_logprobs
     row.updated_at = tenant.updated_at
     row.disabled_at = tenant.disabled_at
 
@@ -256,6 +257,7 @@ def _tenant(row: TenantRow) -> Tenant:
             tokens_per_minute=row.tokens_per_minute,
             max_jobs=row.max_jobs,
             default_band=Band(row.default_priority),
+            allow_logprobs=row.allow_logprobs,
         ),
         created_at=row.created_at,
         updated_at=row.updated_at,

@@ -18,6 +18,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     false,
+    text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -74,6 +75,7 @@ class TenantRow(Base):
     tokens_per_minute: Mapped[int] = mapped_column(server_default="0")
     max_jobs: Mapped[int] = mapped_column(server_default="0")
     default_priority: Mapped[str] = mapped_column(String(16))
+    allow_logprobs: Mapped[bool] = mapped_column(server_default=text("false"))
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
     disabled_at: Mapped[datetime | None]

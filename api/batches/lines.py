@@ -113,6 +113,10 @@ class LineChecker:
         wanted: InferenceRequest = parsed.body
         if wanted.streams:
             raise ApiError("unsupported_parameter", "A batch doesn't stream.", param="body.stream")
+        if wanted.logprobs_wanted:
+            # Whether the tenant may have them can change before the line runs.
+            message = "A batch has no logprobs."
+            raise ApiError("unsupported_parameter", message, param="body.logprobs")
         if wanted.band not in (None, Band.BATCH):
             name = "priority" if wanted.priority is not None else "service_tier"
             raise ApiError(

@@ -27,6 +27,12 @@ def _policy_options(function: F) -> F:
             type=click.Choice([band.value for band in BANDS]),
             help="Priority of a job that names none.",
         ),
+        click.option(
+            "--allow-logprobs/--no-logprobs",
+            "allow_logprobs",
+            default=None,
+            help="Whether answers may be had with their logprobs.",
+        ),
     )
     for option in reversed(options):
         function = option(function)
@@ -53,6 +59,7 @@ def create(
     tokens_per_minute: int | None,
     max_jobs: int | None,
     priority: str | None,
+    allow_logprobs: bool | None,
     data_dir: Path | None,
     as_json: bool,
 ) -> None:
@@ -67,6 +74,7 @@ def create(
             tokens_per_minute=tokens_per_minute,
             max_jobs=max_jobs,
             default_band=Band(priority) if priority else None,
+            allow_logprobs=allow_logprobs,
         )
     _print([tenant], as_json=as_json, single=True)
 
@@ -92,6 +100,7 @@ def set_(
     tokens_per_minute: int | None,
     max_jobs: int | None,
     priority: str | None,
+    allow_logprobs: bool | None,
     disabled: bool | None,
     data_dir: Path | None,
     as_json: bool,
@@ -107,6 +116,7 @@ def set_(
             tokens_per_minute=tokens_per_minute,
             max_jobs=max_jobs,
             default_band=Band(priority) if priority else None,
+            allow_logprobs=allow_logprobs,
             disabled=disabled,
         )
     _print([tenant], as_json=as_json, single=True)
@@ -169,6 +179,7 @@ def _document(tenant: Tenant) -> dict[str, Any]:
         "tokens_per_minute": tenant.policy.tokens_per_minute,
         "max_jobs": tenant.policy.max_jobs,
         "priority": tenant.policy.default_band.value,
+        "allow_logprobs": tenant.policy.allow_logprobs,
         "created_at": iso(tenant.created_at),
         "updated_at": iso(tenant.updated_at),
         "disabled_at": iso(tenant.disabled_at),

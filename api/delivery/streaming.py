@@ -14,20 +14,25 @@ from api.delivery import sse
 from api.delivery.attendance import REPLAYED, Attendance, attended
 from api.delivery.chunks import Chunks
 from api.delivery.following import Follower, Snapshot, final_record
+from api.delivery.pieces import PieceRelay
 from api.delivery.relay import DivergedError, TextRelay
 from api.errors import ApiError, error_object, from_broker, from_job
 from api.limit_headers import limit_headers
 from broker.errors import BrokerError
-from broker.jobs import Event, EventType, NewJob, Status
+from broker.jobs import Event, EventType, Job, NewJob, Status
 
 #: Longest wait for the record of a job that is known to have ended.
 _RECORD_S: Final = 10.0
 
 
 async def relay(
-    request: web.Request, job: NewJob, chunks_of: Callable[[NewJob], Chunks]
+    request: web.Request,
+    job: NewJob,
+    chunks_of: Callable[[NewJob], Chunks],
+    *,
+    in_pieces: bool = False,
 ) -> web.StreamResponse:
-    """Run the job and write its stream.
+    """Run the job and write its stream; `in_pieces` as in `broker.pieces`.
 
     `chunks_of` gets the job with the id that it really has. The headers wait for the first text (or
     `ping_interval_s`), so that a job that fails at once still gets the HTTP status of its error;
@@ -40,7 +45,9 @@ async def relay(
         async with attended(app, job) as attendance:
             if not attendance.replayed:
                 app[keys.METRICS].job_submitted(job.model, job.endpoint, job.band)
-            stream = _Stream(request, attendance, chunks_of(attendance.job), submitted)
+            chunks = chunks_of(attendance.job)
+            text = _Pieces(chunks) if in_pieces else _Text(chunks)
+            stream = _Stream(request, attendance, chunks, text, submitted)
             await stream.follow(attendance.follower)
     except (ApiError, BrokerError) as error:
         if stream is None or stream.response is None:
@@ -54,16 +61,52 @@ async def relay(
     return stream.response
 
 
+class _Text:
+    """The chunks of a plain answer."""
+
+    def __init__(self, chunks: Chunks) -> None:
+        self._chunks = chunks
+        self._relay = TextRelay()
+
+    def take(self, item: Event | Snapshot) -> bytes:
+        text = self._relay.take(item)
+        return self._chunks.text(text) if text else b""
+
+    def rest(self, record: Job) -> bytes:
+        text = self._relay.complete(self._chunks.full_text(record))
+        return self._chunks.text(text) if text else b""
+
+
+class _Pieces:
+    """The chunks where there are several answers or logprobs."""
+
+    def __init__(self, chunks: Chunks) -> None:
+        self._chunks = chunks
+        self._relay = PieceRelay()
+
+    def take(self, item: Event | Snapshot) -> bytes:
+        return b"".join(map(self._chunks.piece, self._relay.take(item)))
+
+    def rest(self, record: Job) -> bytes:
+        rest = self._relay.complete(self._chunks.full_pieces(record))
+        return b"".join(map(self._chunks.piece, rest))
+
+
 class _Stream:
     def __init__(
-        self, request: web.Request, attendance: Attendance, chunks: Chunks, submitted: float
+        self,
+        request: web.Request,
+        attendance: Attendance,
+        chunks: Chunks,
+        text: _Text | _Pieces,
+        submitted: float,
     ) -> None:
         self._request = request
         self._job = attendance.job
         self._replayed = attendance.replayed
         self._limits = limit_headers(attendance.limits)
         self._chunks = chunks
-        self._text = TextRelay()
+        self._text = text
         #: On the event loop's clock.
         self._submitted = submitted
         self._queue_ms: int | None = None
@@ -94,21 +137,20 @@ class _Stream:
             waited_s = asyncio.get_running_loop().time() - self._submitted
             self._queue_ms = round(waited_s * 1000)
         try:
-            text = self._text.take(item)
+            said = self._text.take(item)
         except DivergedError:
             raise self._lost() from None
-        if text:
-            await self._write(self._chunks.text(text))
+        if said:
+            await self._write(said)
 
     async def _end(self) -> None:
         record = await final_record(self._request.app[keys.QUEUE], self._job.id, within_s=_RECORD_S)
         if record.status is not Status.COMPLETED or record.output is None:
             raise from_job(record)
         try:
-            rest = self._text.complete(self._chunks.full_text(record))
+            last = self._text.rest(record)
         except DivergedError:
             raise self._lost() from None
-        last = self._chunks.text(rest) if rest else b""
         await self._write(last + self._chunks.end(record))
 
     def _lost(self) -> ApiError:

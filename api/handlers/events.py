@@ -12,12 +12,14 @@ from aiohttp import web
 from api import keys
 from api.delivery import sse
 from api.delivery.following import Follower, Snapshot, final_record
+from api.delivery.pieces import shown_pieces
 from api.errors import ApiError
 from api.handlers.jobs import job_id_of, known_job
 from api.ports import Queue
 from api.schemas.job_object import job_object
 from broker.errors import BrokerUnavailableError, JobNotFoundError
 from broker.jobs import TERMINAL, Event, EventType
+from broker.pieces import in_pieces
 
 #: Longest wait for the record of a job that is known to have ended.
 _RECORD_S = 5.0
@@ -38,6 +40,7 @@ async def events(request: web.Request) -> web.StreamResponse:
         if job.is_terminal and cursor == job.seq:
             # Nothing will follow; 204 also tells an EventSource to stop asking.
             return web.Response(status=204)
+        several = job.stream and in_pieces(orjson.loads(job.body))
         # It holds the prompt, and a stream may be long.
         del job
         follower = Follower(queue, subscription, job_id, after=cursor, from_log=True)
@@ -49,7 +52,11 @@ async def events(request: web.Request) -> web.StreamResponse:
             with suppress(JobNotFoundError, BrokerUnavailableError):
                 while not follower.finished:
                     item = await follower.next(ping_s)
-                    payload = sse.PING if item is None else await _render(queue, job_id, item)
+                    payload = (
+                        sse.PING
+                        if item is None
+                        else await _render(queue, job_id, item, several=several)
+                    )
                     await stream.write(payload)
         await stream.write_eof()
         return stream
@@ -65,14 +72,14 @@ def _cursor(request: web.Request) -> int:
     return int(text)
 
 
-async def _render(queue: Queue, job_id: str, item: Event | Snapshot) -> bytes:
+async def _render(queue: Queue, job_id: str, item: Event | Snapshot, *, several: bool) -> bytes:
+    """`several`: the text is in pieces, of several answers or with their logprobs."""
     name = "job.snapshot" if isinstance(item, Snapshot) else item.type.value
     shown: dict[str, Any] = {"seq": item.seq, "type": name, "attempt": item.attempt}
     if isinstance(item, Snapshot):
         shown["status"] = item.status
-        shown["text"] = item.text
-    elif item.type is EventType.DELTA:
-        shown["text"] = item.text
+    if isinstance(item, Snapshot) or item.type is EventType.DELTA:
+        shown |= {"pieces": shown_pieces(item.text)} if several else {"text": item.text}
     if _is_last(item):
         # The end carries the whole job, output and all, so that no second call is needed.
         shown["job"] = job_object(await final_record(queue, job_id, within_s=_RECORD_S))

@@ -73,14 +73,20 @@ async def _run(request: web.Request, schema: TypeAdapter[Wanted]) -> web.StreamR
     tier = TIER_OF[job.band] if wanted.service_tier is not None else None
     if isinstance(wanted, GenerationRequest) and wanted.streams:
         writer, include_usage = _WRITERS[wanted.endpoint], wanted.include_usage
-        created = int(time.time())
+        created, answers = int(time.time()), wanted.n or 1
 
         def chunks_of(job: NewJob) -> Chunks:
             return writer(
-                job.id, created=created, model=job.model, include_usage=include_usage, tier=tier
+                job.id,
+                created=created,
+                model=job.model,
+                include_usage=include_usage,
+                tier=tier,
+                answers=answers,
             )
 
-        return await relay(request, job, chunks_of)
+        in_pieces = answers > 1 or wanted.logprobs_wanted
+        return await relay(request, job, chunks_of, in_pieces=in_pieces)
     return await _answer(request, job, tier)
 
 

@@ -60,6 +60,12 @@ def new_job(
     principal = request[keys.PRINCIPAL]
     queue = app[keys.SETTINGS].queue
     spec = checked(app[keys.CATALOGUE], wanted, within)
+    if wanted.logprobs_wanted and not principal.policy.allow_logprobs:
+        raise ApiError(
+            "parameter_not_allowed",
+            "The tenant's policy does not allow logprobs.",
+            param=within + "logprobs",
+        )
     band = wanted.band
     if priority is not None:
         if band is not None and band != priority:

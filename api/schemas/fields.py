@@ -65,6 +65,11 @@ def only(*neutral: Any) -> AfterValidator:
     return AfterValidator(check)
 
 
+def nothing_if(neutral: Any) -> AfterValidator:
+    """For a parameter that has a value which asks for nothing; it becomes null."""
+    return AfterValidator(lambda value: None if value == neutral else value)
+
+
 def listed(value: Any) -> Any:
     """One string where a list of them is meant."""
     return [value] if isinstance(value, str) else value

@@ -32,10 +32,14 @@ from api.schemas.fields import (
     TopP,
     User,
     changes_nothing,
+    nothing_if,
     only,
     unsupported,
 )
+from api.schemas.formats import ResponseFormat, Structured
+from broker.grammars import GrammarError, constraint_of
 from broker.jobs import Band
+from broker.pieces import wants_logprobs
 from config.catalogue import Kind, ModelSpec
 
 #: The two forms of an input; pydantic puts the names into the locations of errors.
@@ -46,6 +50,8 @@ Neutral = Mapping[str, tuple[Any, ...]]
 
 #: Output tokens a request that names no `max_tokens` is charged for until its real count is known.
 ASSUMED_OUTPUT_TOKENS = 256
+#: Answers to one request; each takes a place in a worker's batch.
+MAX_CHOICES = 16
 #: Bytes of JSON that count as one token in the estimate.
 BYTES_PER_TOKEN = 4
 
@@ -118,8 +124,13 @@ class InferenceRequest(Schema):
         return False
 
     @property
+    def logprobs_wanted(self) -> bool:
+        """What a tenant has to be allowed."""
+        return False
+
+    @property
     def token_limit(self) -> int | None:
-        """Most tokens that may be generated, where the caller says so."""
+        """Most tokens that may be generated for an answer, where the caller says so."""
         return None
 
     @property
@@ -153,10 +164,10 @@ class GenerationRequest(InferenceRequest):
     """What chat and text completions share."""
 
     kind = "chat"
-    neutral: ClassVar[Neutral] = {
-        "n": (1,),
-    }
+    neutral: ClassVar[Neutral] = {}
 
+    #: Answers wanted.
+    n: Annotated[Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None, nothing_if(1)] = None
     max_tokens: MaxTokens | None = None
     temperature: Temperature | None = None
     top_p: TopP | None = None
@@ -170,13 +181,24 @@ class GenerationRequest(InferenceRequest):
     logit_bias: LogitBias | None = None
     seed: Seed | None = None
     stop: Stop | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: Structured | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
     def objection(self) -> Objection | None:
         if self.stream_options is not None and not self.stream:
             return Objection("stream_options", "It needs stream to be true.")
-        return super().objection()
+        if self.response_format is not None and self.structured_outputs is not None:
+            return Objection("structured_outputs", "It excludes response_format.")
+        return super().objection() or self._form_objection()
+
+    def _form_objection(self) -> Objection | None:
+        form = {
+            "response_format": self.response_format,
+            "structured_outputs": self.structured_outputs,
+        }
+        return form_objection(form)
 
     @property
     def streams(self) -> bool:
@@ -192,7 +214,17 @@ class GenerationRequest(InferenceRequest):
 
     def output_tokens(self, spec: ModelSpec) -> int:
         limit = self.token_limit
-        return min(spec.output_limit, ASSUMED_OUTPUT_TOKENS if limit is None else limit)
+        tokens = min(spec.output_limit, ASSUMED_OUTPUT_TOKENS if limit is None else limit)
+        return tokens * (self.n or 1)
+
+
+def form_objection(form: Mapping[str, Any]) -> Objection | None:
+    """What is wrong with the form asked for, given as in a job's body."""
+    try:
+        constraint_of(form)
+    except GrammarError as error:
+        return Objection(error.param, str(error))
+    return None
 
 
 def known_role(role: str) -> str:
@@ -219,9 +251,6 @@ class ChatRequest(GenerationRequest):
     endpoint = "/v1/chat/completions"
     neutral: ClassVar[Neutral] = {
         **GenerationRequest.neutral,
-        "logprobs": (False,),
-        "top_logprobs": (0,),
-        "response_format": ({"type": "text"},),
         "modalities": (["text"],),
         "tools": ([],),
         "tool_choice": ("none", "auto"),
@@ -237,6 +266,8 @@ class ChatRequest(GenerationRequest):
     }
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=10_000, fail_fast=True)]
+    logprobs: Annotated[bool | None, nothing_if(False)] = None
+    top_logprobs: Annotated[Annotated[int, Field(ge=0, le=20)] | None, nothing_if(0)] = None
     # Folded into `max_tokens` by `to_body`.
     max_completion_tokens: Annotated[MaxTokens | None, Field(exclude=True)] = None
 
@@ -244,7 +275,13 @@ class ChatRequest(GenerationRequest):
         limit = self.max_completion_tokens
         if limit is not None and self.max_tokens not in (None, limit):
             return Objection("max_completion_tokens", "It contradicts max_tokens.")
+        if self.top_logprobs and not self.logprobs:
+            return Objection("top_logprobs", "It needs logprobs to be true.")
         return super().objection()
+
+    @property
+    def logprobs_wanted(self) -> bool:
+        return wants_logprobs({"logprobs": self.logprobs})
 
     @property
     def token_limit(self) -> int | None:
@@ -280,9 +317,11 @@ class CompletionRequest(GenerationRequest):
         **GenerationRequest.neutral,
         "best_of": (1,),
         "echo": (False,),
-        "logprobs": (),
         "suffix": ("",),
     }
+
+    #: How many of the likeliest tokens are told of at each place.
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
     prompt: Annotated[
         Annotated[str, Field(min_length=1), Tag(TEXTS)]
@@ -292,3 +331,7 @@ class CompletionRequest(GenerationRequest):
         Discriminator(_prompt_form),
         BeforeValidator(_one_prompt, json_schema_input_type=str | list[str] | list[int]),
     ]
+
+    @property
+    def logprobs_wanted(self) -> bool:
+        return wants_logprobs({"logprobs": self.logprobs})

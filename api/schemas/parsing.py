@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from api.errors import ApiError
+from api.schemas.formats import TAGS
 from api.schemas.inference import TEXTS, TOKENS
 from api.schemas.jobs import ENDPOINTS
 from api.schemas.responses import ENDPOINT as RESPONSES
@@ -22,7 +23,7 @@ _MAX_PROBLEMS: Final = 100
 _MAX_PARAM: Final = 128
 _PATHS: Final = (*ENDPOINTS, RESPONSES)
 #: Names that pydantic puts into a location for members of a union.
-_UNION_MEMBERS: Final = frozenset({TEXTS, TOKENS, TEXT, ITEMS, ID, REFERENCE, *_PATHS})
+_UNION_MEMBERS: Final = frozenset({TEXTS, TOKENS, TEXT, ITEMS, ID, REFERENCE, *_PATHS, *TAGS})
 
 
 def parse(adapter: TypeAdapter[T], raw: bytes) -> T:

@@ -152,7 +152,7 @@ def response_object(job: Job, *, pending: str | None = None) -> dict[str, Any]:
         "service_tier": TIER_OF[job.band],
         "store": own["store"],
         "temperature": body.get("temperature"),
-        "text": {"format": {"type": "text"}},
+        "text": {"format": _text_format(body.get("response_format"))},
         "tool_choice": "auto",
         "tools": [],
         "top_p": body.get("top_p"),
@@ -161,6 +161,13 @@ def response_object(job: Job, *, pending: str | None = None) -> dict[str, Any]:
         "user": body.get("user"),
         "metadata": orjson.Fragment(job.metadata),
     }
+
+
+def _text_format(chat_format: dict[str, Any] | None) -> dict[str, Any]:
+    """As it was asked for."""
+    if chat_format is None:
+        return {"type": "text"}
+    return {"type": chat_format["type"], **chat_format.get("json_schema", {})}
 
 
 def is_response(job: Job) -> bool:

@@ -23,11 +23,13 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
 from api.schemas.fields import MaxTokens, Schema, Temperature, TopK, TopP, only
+from api.schemas.formats import ResponseTextFormat
 from api.schemas.inference import (
     ASSUMED_OUTPUT_TOKENS,
     InferenceRequest,
     Neutral,
     Objection,
+    form_objection,
     known_role,
 )
 from config.catalogue import ModelSpec
@@ -108,6 +110,11 @@ class _StreamOptions(Schema):
 Message = dict[str, str]
 
 
+class TextOptions(Schema):
+    format: ResponseTextFormat | None = None
+    verbosity: Annotated[Any, only()] = None
+
+
 class ResponseRequest(InferenceRequest):
     endpoint = ENDPOINT
     kind = "chat"
@@ -117,7 +124,6 @@ class ResponseRequest(InferenceRequest):
         "parallel_tool_calls": (True, False),
         "prompt": (),
         "reasoning": ({},),
-        "text": ({}, {"format": {"type": "text"}}),
         "tool_choice": ("none", "auto"),
         "tools": ([],),
         "top_logprobs": (0,),
@@ -146,6 +152,7 @@ class ResponseRequest(InferenceRequest):
     top_p: TopP | None = None
     #: An extension: sample among the k likeliest tokens.
     top_k: TopK | None = None
+    text: TextOptions | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
     background: bool | None = None
@@ -163,7 +170,22 @@ class ResponseRequest(InferenceRequest):
             return Objection("conversation", "It needs store to be true.")
         if self.stream_options is not None and not self.stream:
             return Objection("stream_options", "It needs stream to be true.")
-        return super().objection()
+        return super().objection() or self._form_objection()
+
+    @property
+    def _chat_format(self) -> dict[str, Any] | None:
+        """The form of the text as a chat writes it."""
+        given = self.text.format if self.text is not None else None
+        if given is None:
+            return None
+        if given["type"] == "json_object":
+            return {"type": "json_object"}
+        named = {name: value for name, value in given.items() if name != "type"}
+        return {"type": "json_schema", "json_schema": named}
+
+    def _form_objection(self) -> Objection | None:
+        found = form_objection({"response_format": self._chat_format})
+        return None if found is None else Objection("text.format.schema", found.message)
 
     @property
     def conversation_id(self) -> str | None:
@@ -216,6 +238,7 @@ class ResponseRequest(InferenceRequest):
             "top_p": self.top_p,
             "top_k": self.top_k,
             "user": self.user,
+            "response_format": self._chat_format,
             "stream": True if self.stream else None,
         }
         body = {name: value for name, value in body.items() if value is not None}

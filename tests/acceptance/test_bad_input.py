@@ -68,6 +68,15 @@ async def test_a_key_with_one_letter_changed(stack: Any) -> None:
         (_with(frobnicate=True), 400, "unsupported_parameter", "frobnicate"),
         (_with(tools=[{"type": "function"}]), 400, "unsupported_parameter", "tools"),
         (_with(n=3), 400, "unsupported_parameter", "n"),
+        (_with(n=17), 400, "invalid_request", "n"),
+        (
+            _with(response_format={"type": "json_object"}),
+            400,
+            "unsupported_parameter",
+            "response_format",
+        ),
+        (_with(structured_outputs={"regex": "("}), 400, None, "structured_outputs.regex"),
+        (_with(logprobs=True), 403, "parameter_not_allowed", "logprobs"),
         (_with(model="all-minilm-l6-v2"), 400, None, "model"),
     ],
 )

@@ -222,7 +222,11 @@ async def test_leaving_a_stream_cancels_only_what_is_not_in_the_background(
     ("changes", "param"),
     [
         ({"tools": [{"type": "web_search"}]}, "tools"),
-        ({"text": {"format": {"type": "json_object"}}}, "text"),
+        ({"text": {"verbosity": "low"}}, "text.verbosity"),
+        (
+            {"text": {"format": {"type": "json_schema", "name": "x", "schema": {"not": {}}}}},
+            "text.format.schema",
+        ),
         ({"reasoning": {"effort": "high"}}, "reasoning"),
         ({"truncation": "auto"}, "truncation"),
         ({"prompt_cache_key": "x"}, "prompt_cache_key"),

@@ -109,8 +109,14 @@ async def test_exceptions(client: openai.AsyncOpenAI) -> None:
         await create(model=CHAT, messages=HI, temperature=9)
     assert (bad.value.code, bad.value.param) == ("invalid_request", "temperature")
     with pytest.raises(openai.BadRequestError) as unsupported:
-        await create(model=CHAT, messages=HI, n=2)
-    assert (unsupported.value.code, unsupported.value.param) == ("unsupported_parameter", "n")
+        await create(model=CHAT, messages=HI, extra_body={"tools": [{"type": "function"}]})
+    assert (unsupported.value.code, unsupported.value.param) == ("unsupported_parameter", "tools")
+    with pytest.raises(openai.PermissionDeniedError) as not_allowed:
+        await create(model=CHAT, messages=HI, logprobs=True)
+    assert (not_allowed.value.code, not_allowed.value.param) == (
+        "parameter_not_allowed",
+        "logprobs",
+    )
     with pytest.raises(openai.BadRequestError) as too_long:
         await create(model=CHAT, messages=_ask("fail context_length_exceeded"))
     assert too_long.value.code == "context_length_exceeded"

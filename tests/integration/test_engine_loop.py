@@ -447,6 +447,13 @@ HOSTILE: list[dict[str, Any]] = [
     {"stop": ["\ufffd", "\x00"]},
     {"stop": ["a"] * 5},
     {"stop": [""]},
+    {"structured_outputs": {"regex": "(.{1,50}[aeiou]){1,500}x"}},
+    {"structured_outputs": {"regex": r"[^\s\S]"}},
+    {"structured_outputs": {"regex": "("}},
+    {"response_format": {"type": "json_object"}, "logit_bias": {"90": -100}, "temperature": 2},
+    {"n": 5, "logprobs": 20},
+    {"n": 17},
+    {"logprobs": 21},
     {"prompt": "abc", "on_text": _break_off},
     {"prompt": "abc", "max_tokens": 200, "cancel": True},
 ]

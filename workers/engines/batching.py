@@ -7,7 +7,7 @@ Written for transformers 5.23-5.24 (see setup.cfg). What is changed, and why:
 - attention on the CPU is that of `workers.engines.attention`, and the forward pass that of
   `workers.engines.decoder`, where they can be;
 - long prompts are taken in parts while answers are generated (`workers.engines.scheduling`);
-- a request whose scores are no numbers fails alone;
+- a request whose scores are no numbers, or whose grammar leads nowhere, fails alone;
 - prefix matches are noted, so that usage can tell cached tokens.
 """
 
@@ -32,6 +32,7 @@ from config.logs import get_logger
 from workers.admission import Sampling
 from workers.engines import attention, scheduling
 from workers.engines.decoder import Decoder
+from workers.engines.progress import Progress
 from workers.engines.sampling import SamplingProcessors
 
 #: Tokens in a page of the KV cache. On the CPU 32 was faster than transformers' 256.
@@ -139,6 +140,7 @@ class BatchingLoop(ContinuousBatchingManager):  # type: ignore[misc]
         *,
         max_tokens: int,
         sampling: Sampling,
+        progress: Progress | None = None,
         every_token: bool,
     ) -> bool:
         """Queue a request; False when the loop takes none any more."""
@@ -148,6 +150,7 @@ class BatchingLoop(ContinuousBatchingManager):  # type: ignore[misc]
             max_new_tokens=max_tokens,
             streaming=every_token,
             sampling=sampling,
+            progress=progress or Progress(),
         )
         return accepted is not None
 

@@ -30,8 +30,10 @@ from workers.engine import (
     RequestCancelledError,
 )
 from workers.engines import attention, decoder
-from workers.engines.answers import Answer
+from workers.engines.answers import Answer, OnPiece
 from workers.engines.batching import BatchingLoop, batching_config
+from workers.engines.choices import Choices, seed_of
+from workers.engines.vocabulary import Vocabulary
 from workers.loader import device, dtype_for, load_model, load_tokenizer
 from workers.prompts import PromptBuilder
 from workers.supervision import Pulse, Watchdog
@@ -78,6 +80,8 @@ class ContinuousEngine:
         self._answers: dict[str, Answer] = {}
         #: The engine's names of requests, by the caller's.
         self._names: dict[str, str] = {}
+        #: Requests for several answers, by the caller's names; an answer's name is `<name>/<n>`.
+        self._choices: dict[str, Choices] = {}
         self._numbers = itertools.count(1)
         self._inbox: SimpleQueue[list[Any] | None] = SimpleQueue()
         self._delivery = threading.Thread(target=self._deliver, name="delivery", daemon=True)
@@ -108,13 +112,15 @@ class ContinuousEngine:
         self._prompts = PromptBuilder(tokenizer)
         limits = Limits.of(self._spec, vocabulary=self._model.config.get_text_config().vocab_size)
         # Elsewhere tokens are drawn inside a CUDA graph, which knows no more than three numbers.
-        self._limits = replace(limits, shaping=where.type == "cpu")
+        on_cpu = where.type == "cpu"
+        self._limits = replace(limits, shaping=on_cpu, steering=on_cpu)
         # Two threads that both compute in parallel make each other's wait asleep; the loop is the
         # one that may.
         torch.set_num_threads(1)
         self._delivery.start()
         self._loop = self._new_loop()
         self._ends = frozenset(_as_list(self._loop.generation_config.eos_token_id))
+        self._vocabulary = Vocabulary(self._prompts.template, limits.vocabulary, self._ends)
         self._warm_up()
         self._measure()
         self._watchdog.start()
@@ -126,9 +132,14 @@ class ContinuousEngine:
         with self._lifecycle:
             limits = self._limits
         generation = admit_generation(request.body, len(prompt), limits, param=param)
-        return self._begin(request.id, prompt, generation, request.on_text)
+        if generation.choices > 1:
+            return self._begin_several(request, prompt, generation)
+        return self._begin(request.id, prompt, generation, _pieces_of(request, 0))
 
     def cancel(self, request_id: str) -> None:
+        if (choices := self._choices.get(request_id)) is not None:
+            choices.cancel()
+            return
         loop = self._loop
         with self._lock:
             name = self._names.pop(request_id, "")
@@ -174,14 +185,17 @@ class ContinuousEngine:
         request_id: str,
         prompt: list[int],
         generation: Generation,
-        on_text: Callable[[str], None] | None,
+        on_piece: OnPiece | None = None,
+        on_first: Callable[[], None] | None = None,
     ) -> Future[EngineResult]:
         answer = Answer(
             prompt=prompt,
             generation=generation,
             tokenizer=self._prompts.template,
+            vocabulary=self._vocabulary,
             end_tokens=self._ends,
-            on_text=on_text,
+            on_piece=on_piece,
+            on_first=on_first,
         )
         name = f"{request_id}#{next(self._numbers)}"
         with self._lifecycle:
@@ -197,6 +211,7 @@ class ContinuousEngine:
                     prompt,
                     max_tokens=generation.max_tokens,
                     sampling=generation.sampling,
+                    progress=answer.progress,
                     every_token=answer.every_token,
                 )
             except BaseException:
@@ -207,6 +222,27 @@ class ContinuousEngine:
             self._take(name)
             raise EngineLostError("the engine was lost")
         return answer.future
+
+    def _begin_several(
+        self, request: EngineRequest, prompt: list[int], generation: Generation
+    ) -> Future[EngineResult]:
+        def begin(number: int, on_first: Callable[[], None] | None) -> Future[EngineResult]:
+            seed = seed_of(generation.sampling.seed, number)
+            own = replace(generation, sampling=replace(generation.sampling, seed=seed))
+            name = f"{request.id}/{number}"
+            return self._begin(name, prompt, own, _pieces_of(request, number), on_first)
+
+        choices = Choices(
+            generation.choices, begin, lambda number: self.cancel(f"{request.id}/{number}")
+        )
+        self._choices[request.id] = choices
+        choices.future.add_done_callback(lambda _: self._choices.pop(request.id, None))
+        try:
+            choices.start()
+        except BaseException:
+            self._choices.pop(request.id, None)
+            raise
+        return choices.future
 
     def _take(self, name: str) -> Answer | None:
         """The answer, which from now on is the caller's to end."""
@@ -237,7 +273,8 @@ class ContinuousEngine:
         if output.error is not None:
             # With the whole loop dying the watchdog ends the request, as lost.
             if loop.accepts and self._take(name) is not None:
-                answer.future.set_exception(EngineError("internal_error", "the request failed"))
+                failure = EngineError("internal_error", "the request failed")
+                answer.future.set_exception(answer.refusal or failure)
             return
         if not output.is_finished():
             answer.take(output.generated_tokens)
@@ -270,7 +307,7 @@ class ContinuousEngine:
         prompt = [token % self._limits.vocabulary for token in range(3, 51)]
         for sampling in (Sampling(temperature=0.0), Sampling(temperature=1.0, top_p=0.9)):
             generation = Generation(max_tokens=4, sampling=sampling, stop=())
-            self._begin("warm-up", prompt, generation, None).result(timeout=_WARM_UP_S)
+            self._begin("warm-up", prompt, generation).result(timeout=_WARM_UP_S)
 
     def _measure(self) -> None:
         """Admission by the cache as it was really made."""
@@ -331,6 +368,16 @@ class ContinuousEngine:
             self._names.clear()
         for answer in answers:
             answer.future.set_exception(error)
+
+
+def _pieces_of(request: EngineRequest, number: int) -> OnPiece | None:
+    """Where the pieces of one answer to a request go; nowhere when nobody reads along."""
+    on_piece, on_text = request.on_piece, request.on_text
+    if on_piece is not None:
+        return lambda text, logprobs: on_piece(number, text, logprobs)
+    if on_text is not None:
+        return lambda text, _: on_text(text)
+    return None
 
 
 def _as_list(value: int | list[int]) -> list[int]:

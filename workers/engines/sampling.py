@@ -23,7 +23,9 @@ from transformers.generation.logits_process import LogitsProcessorList
 from config.logs import get_logger
 from workers.admission import Sampling
 from workers.engines.chance import Chance
+from workers.engines.progress import Progress, note
 from workers.engines.shaping import shape
+from workers.engines.vocabulary import GuideError
 
 log = get_logger(__name__)
 
@@ -36,6 +38,7 @@ _REDRAWS = 6
 
 
 GREEDY = Sampling(temperature=0.0)
+_PLAIN = Progress()
 
 
 class SamplingProcessors(ContinuousBatchingLogitsProcessorList):  # type: ignore[misc]
@@ -46,7 +49,7 @@ class SamplingProcessors(ContinuousBatchingLogitsProcessorList):  # type: ignore
         self.do_processing = True
         #: Rows of temperature, top_k and top_p, read on the device.
         self.tensors_required = 3
-        self.supported_keys = {"sampling": Sampling}
+        self.supported_keys = {"sampling": Sampling, "progress": Progress}
         #: Rows of the step at hand with their requests, and those of them that sample.
         self._rows: list[tuple[Any, Sampling]] = []
         self._sampled: list[tuple[int, Sampling]] = []
@@ -84,7 +87,21 @@ class SamplingProcessors(ContinuousBatchingLogitsProcessorList):  # type: ignore
             temperature, _, top_p = logits_processor_args.view(torch.float32)[:, : len(scores)]
             top_k = logits_processor_args[1, : len(scores)]
             return raise_drawn(scores, temperature, top_k, top_p)
+        noted = [
+            (row, progress)
+            for row, (state, _) in enumerate(self._rows)
+            if (progress := _progress(state)).top is not None
+        ]
+        raw = scores[[row for row, _ in noted]] if noted else None
         self._shape(scores)
+        self._draw(scores)
+        if raw is not None:
+            tokens = scores[[row for row, _ in noted]].argmax(dim=-1).tolist()
+            note(raw, tokens, [progress for _, progress in noted])
+        return scores
+
+    def _draw(self, scores: torch.Tensor) -> None:
+        """Make the token that is drawn for a row its largest."""
         if self._sampled:
             rows = torch.tensor([row for row, _ in self._sampled])
             chance = Chance(
@@ -95,25 +112,34 @@ class SamplingProcessors(ContinuousBatchingLogitsProcessorList):  # type: ignore
             )
             tokens = draw(scores[rows], [how for _, how in self._sampled], chance)
             scores[rows, tokens] = torch.inf
-        return scores
 
     def _shape(self, scores: torch.Tensor) -> None:
-        """Penalties and biases; a row that can't be used is made harmless and noted."""
+        """Penalties, biases and grammars; a row that can't be used is made harmless and noted."""
         self.spoilt = []
         # What is not a number in a hidden state is none in every score.
         bad = set(scores[:, 0].isnan().nonzero().flatten().tolist())
         for row, (state, sampling) in enumerate(self._rows):
-            if row not in bad and sampling.shapes:
+            guide = _progress(state).guide
+            if row not in bad and (sampling.shapes or guide is not None):
                 answer = _answer(state)
                 prompt = state.initial_tokens[: state._true_initial_tokens or None]
                 try:
                     shape(scores[row], sampling, prompt, answer)
+                    if guide is not None:
+                        guide.hold(scores[row], answer)
+                except GuideError:
+                    bad.add(row)
                 except Exception as error:
                     log.error("scores_not_shaped", error=type(error).__name__)
                     bad.add(row)
         for row in bad:
             scores[row] = 0.0
             self.spoilt.append(self._rows[row][0])
+
+
+def _progress(state: Any) -> Progress:
+    progress: Progress = state.logit_processor_kwargs.get("progress", _PLAIN)
+    return progress
 
 
 def _answer(state: Any) -> list[int]:

@@ -13,7 +13,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -76,7 +76,8 @@ class SimulatedEngine:
         self._settings = settings
         self._on_step = on_step
         self.capacity = settings.capacity or spec.max_batch
-        self._limits = Limits.of(spec)
+        # It has no scores, and only one thing to say.
+        self._limits = replace(Limits.of(spec), steering=False, choices=1)
         #: Without any time to spend there is nothing to wait for, so nothing needs a thread.
         self._instant = not (
             settings.step_ms or settings.step_ms_per_sequence or settings.prefill_ms_per_token

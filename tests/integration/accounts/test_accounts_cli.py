@@ -101,7 +101,10 @@ def test_from_an_empty_database_to_a_revoked_key(forebay: Run, valkey: str) -> N
     with redis.Redis.from_url(valkey) as client:
         assert float(client.hget(POLICY_WEIGHT, tenant["id"]) or 0) == 2.5
 
-    changed = forebay("tenants", "set", "acme", "--priority", "batch", "--disable", "--json")
+    assert tenant["allow_logprobs"] is False
+    options = ("--priority", "batch", "--disable", "--allow-logprobs", "--json")
+    changed = forebay("tenants", "set", "acme", *options)
+    assert json.loads(changed.stdout)["allow_logprobs"] is True
     assert json.loads(changed.stdout)["priority"] == "batch"
     assert json.loads(changed.stdout)["disabled_at"] is not None
     assert "disabled" in forebay("tenants", "list").stdout

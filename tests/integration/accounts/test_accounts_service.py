@@ -36,14 +36,24 @@ def broker(valkey: str) -> Any:
 # -- tenants ----------------------------------------------------------------------------------
 def test_a_tenant_is_kept_as_it_was_made(service: AccountsService) -> None:
     made = service.create_tenant(
-        "acme", weight=2.5, max_in_flight=3, max_queued=40, default_band=Band.BATCH
+        "acme",
+        weight=2.5,
+        max_in_flight=3,
+        max_queued=40,
+        default_band=Band.BATCH,
+        allow_logprobs=True,
     )
     assert made.id.startswith("ten_")
     assert service.list_tenants() == [made]
     assert service.get_tenant("acme") == service.get_tenant(made.id) == made
     assert made.policy == TenantPolicy(
-        weight=2.5, max_in_flight=3, max_queued=40, default_band=Band.BATCH
+        weight=2.5,
+        max_in_flight=3,
+        max_queued=40,
+        default_band=Band.BATCH,
+        allow_logprobs=True,
     )
+    assert not service.set_tenant("acme", allow_logprobs=False).policy.allow_logprobs
     assert abs(made.created_at - datetime.now(UTC)) < timedelta(minutes=1)
 
 

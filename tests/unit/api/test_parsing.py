@@ -12,6 +12,7 @@ from api.errors import ApiError
 from api.schemas.inference import ChatRequest
 from api.schemas.jobs import CHAT, COMPLETION, EMBEDDING, SUBMISSION
 from api.schemas.parsing import parse
+from config import catalogue
 
 GOOD: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -57,7 +58,7 @@ def test_what_is_no_json_object(raw: bytes) -> None:
 
 @pytest.mark.parametrize("value", [b"NaN", b"-Infinity", b"9" * 400, b"1e999"])
 def test_a_nul_is_found_beside_numbers_that_other_parsers_refuse(value: bytes) -> None:
-    raw = _content("a\0")[:-1] + b', "top_logprobs": ' + value + b"}"
+    raw = _content("a\0")[:-1] + b', "audio": ' + value + b"}"
     code, param, _ = _refusal(raw)
     assert (code, param) == ("invalid_request", "messages.0.content")
 
@@ -129,16 +130,32 @@ def test_what_is_not_supported_within_a_parameter(raw: bytes, param: str) -> Non
     assert (code, found) == ("unsupported_parameter", param)
 
 
+JSON = {"type": "json_object"}
+
+
+def _schema(schema: Any, **more: Any) -> dict[str, Any]:
+    named = {"name": "answer", "schema": schema, **more}
+    return {"type": "json_schema", "json_schema": named}
+
+
 @pytest.mark.parametrize(
     ("changes", "code", "param"),
     [
         ({"frobnicate": True}, "unsupported_parameter", "frobnicate"),
         ({"frobnicate": None}, "unsupported_parameter", "frobnicate"),
         ({"tools": [{"type": "function"}]}, "unsupported_parameter", "tools"),
-        ({"n": 2}, "unsupported_parameter", "n"),
-        ({"n": True}, "unsupported_parameter", "n"),
-        ({"logprobs": True}, "unsupported_parameter", "logprobs"),
-        ({"response_format": {"type": "json_object"}}, "unsupported_parameter", "response_format"),
+        ({"top_logprobs": 2}, "invalid_request", "top_logprobs"),
+        (
+            {"response_format": JSON, "structured_outputs": {"regex": "a"}},
+            "invalid_request",
+            "structured_outputs",
+        ),
+        ({"structured_outputs": {"regex": "("}}, "invalid_request", "structured_outputs.regex"),
+        (
+            {"response_format": _schema({"not": {}})},
+            "invalid_request",
+            "response_format.json_schema.schema",
+        ),
         ({"stream_options": {"include_usage": True}}, "invalid_request", "stream_options"),
         ({"priority": "batch", "service_tier": "default"}, "invalid_request", "priority"),
         ({"max_tokens": 1, "max_completion_tokens": 2}, "invalid_request", "max_completion_tokens"),
@@ -165,6 +182,47 @@ def test_values_that_change_nothing_pass_and_leave_no_trace() -> None:
     request = parse(CHAT, _chat(**neutral))
     assert request.objection() is None
     assert orjson.loads(request.to_body()) == GOOD
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({"n": 0}, "n"),
+        ({"n": 17}, "n"),
+        ({"n": True}, "n"),
+        ({"logprobs": 1}, "logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"response_format": "json"}, "response_format"),
+        ({"response_format": {"type": "xml"}}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
+        ({"response_format": _schema(True)}, "response_format.json_schema.schema"),
+        ({"response_format": _schema({}, name="a b")}, "response_format.json_schema.name"),
+        ({"structured_outputs": {}}, "structured_outputs"),
+        ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs"),
+        ({"structured_outputs": {"choice": []}}, "structured_outputs.choice"),
+        ({"structured_outputs": {"regex": "a" * 3000}}, "structured_outputs.regex"),
+    ],
+)
+def test_what_can_not_be_wished_for(changes: dict[str, Any], param: str) -> None:
+    code, found, _ = _refusal(_chat(**changes))
+    assert (code, found) == ("invalid_request", param)
+
+
+def test_a_form_is_kept_in_the_body_as_it_came() -> None:
+    form = _schema({"properties": {"a": {"const": None}}, "default": None}, strict=True)
+    request = parse(CHAT, _chat(response_format=form, n=3, logprobs=True))
+    assert request.objection() is None
+    assert orjson.loads(request.to_body()) == GOOD | {
+        "response_format": form,
+        "n": 3,
+        "logprobs": True,
+    }
+
+
+def test_each_answer_costs() -> None:
+    spec = catalogue.load()["smollm2-135m"]
+    one, three = (parse(CHAT, _chat(n=n, max_tokens=50)) for n in (1, 3))
+    assert three.output_tokens(spec) == 3 * one.output_tokens(spec) == 150
 
 
 def test_how_tokens_are_drawn_is_kept_in_the_body() -> None:

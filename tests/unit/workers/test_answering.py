@@ -17,7 +17,7 @@ from broker.memory import MemoryQueue
 from config.catalogue import load
 from config.settings import Queue
 from workers.answering import AnswerDesk, ImpatientError, Patience, decoded, encoded
-from workers.engine import EngineError, EngineResult, Judgement
+from workers.engine import Choice, EngineError, EngineResult, Judgement
 
 CHAT = load()["smollm2-135m"]
 EMBEDDING = load()["all-minilm-l6-v2"]
@@ -117,6 +117,19 @@ def test_verdicts_are_kept_as_they_are() -> None:
     result = EngineResult(judgements=[judgement], relevance=[0.123456789])
     back = decoded(encoded(result))
     assert (back.judgements, back.relevance) == (result.judgements, result.relevance)
+
+
+def test_all_that_was_said_comes_back() -> None:
+    token = {"token": "a", "bytes": [97], "logprob": -0.5, "top_logprobs": []}
+    result = EngineResult(
+        text="a",
+        logprobs=[token],
+        others=(Choice(text="b", finish_reason="length", logprobs=[token]),),
+        judgements=[Judgement({"calm": 0.25}, {"calm": False})],
+        relevance=[0.75],
+        usage=Usage(input_tokens=4, cached_tokens=4, output_tokens=2),
+    )
+    assert decoded(encoded(result)) == result
 
 
 @pytest.mark.parametrize("away", [False, True])

@@ -75,6 +75,15 @@ def test_draws_on_the_cpu(sampling: Sampling) -> None:
     _check(tokens, _expected(scores, sampling))
 
 
+@pytest.mark.parametrize("left", [3, 40, 400])
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(top_p=0.8), Sampling(min_p=0.05)])
+def test_draws_among_the_tokens_a_grammar_leaves(sampling: Sampling, left: int) -> None:
+    scores = _scores()
+    scores[torch.randperm(VOCABULARY)[left:]] = -torch.inf
+    tokens = draw(scores.repeat(DRAWS, 1), [sampling] * DRAWS)
+    _check(tokens, _expected(scores, sampling))
+
+
 @pytest.mark.parametrize(
     "sampling",
     [
