@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -47,7 +47,34 @@ class ModelSpec(BaseModel):
     #: Sampling of a request that doesn't say how (chat); what the model's makers advise.
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    #: Devices that one worker of the model takes; 0: it runs on the CPU even beside devices, more
+    #: than 1: it is spread over a group of them. Where there is no device, 1 means the CPU.
+    devices: Annotated[int, Field(ge=0, le=64)] = 1
+    #: Memory it takes of its device, which it then shares with others of such models; 0: it has
+    #: the device to itself.
+    device_memory_mib: Annotated[int, Field(ge=0)] = 0
+    #: Processors of a worker on the CPU; 0: an equal part of what the others leave.
+    cpus: Annotated[int, Field(ge=0, le=4096)] = 0
+    #: Workers of the model that `forebay workers start` keeps; 0: one on each device left over.
+    workers: Annotated[int, Field(ge=0, le=256)] = 1
     description: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_adapters(cls, data: Any) -> Any:
+        for field in ("adapter", "adapters", "lora"):
+            if isinstance(data, dict) and field in data:
+                raise ValueError(
+                    f"{field}: LoRA adapters can't be served beside a model; merge one into its "
+                    "weights and name the result as a model of its own (docs/models.md)"
+                )
+        return data
+
+    @model_validator(mode="after")
+    def _one_way_to_take_devices(self) -> ModelSpec:
+        if self.device_memory_mib and self.devices != 1:
+            raise ValueError("device_memory_mib goes with devices = 1 only")
+        return self
 
     @model_validator(mode="after")
     def _digest_for_packages(self) -> ModelSpec:

@@ -37,10 +37,10 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.model is None:
             raise SettingsError("name a model: python -m workers --model NAME")
         spec = _known(models, arguments.model)
+        pin(settings)
     except SettingsError as error:
         print(error, file=sys.stderr)
         return 2
-    pin(settings)
     logs.configure(settings.log, process=f"worker:{spec.name}")
     objection = _objection(settings)
     if objection is not None:

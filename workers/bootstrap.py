@@ -19,6 +19,7 @@ from broker.app import make_app
 from broker.cancels import CancelListener
 from broker.connections import connect
 from broker.leases import LeaseRegistry
+from broker.leases import current as installed_registry
 from broker.leases import install as install_registry
 from broker.redis_queue import RedisQueue
 from broker.stats import WorkerStatus
@@ -27,9 +28,10 @@ from config.catalogue import ModelSpec
 from config.logs import get_logger
 from config.settings import Settings
 from workers import tasks
+from workers.device_metrics import DeviceMetrics
 from workers.engine import Engine
 from workers.metrics import WorkerMetrics
-from workers.pinning import unbind
+from workers.pinning import place_of, unbind
 from workers.publisher import DeltaPublisher
 from workers.runner import Runner
 from workers.turns import Turns
@@ -41,22 +43,28 @@ def make_engine(
     settings: Settings,
     spec: ModelSpec,
     *,
+    on_stage: Callable[[str], None] | None = None,
     on_step: Callable[[int], None] | None = None,
     on_lost: Callable[[], None] | None = None,
     on_dead: Callable[[], None] | None = None,
 ) -> Engine:
-    """The engine of a model, not started yet.
+    """The engine of a model, not started yet; its files are here.
 
-    `on_step` gets the requests of each step, `on_lost` is called when the engine was lost,
-    `on_dead` when it can't be rebuilt.
+    `on_stage` hears of `loading` and, while the engine starts, of `warming`; `on_step` gets the
+    requests of each step, `on_lost` is called when the engine was lost, `on_dead` when it can't be
+    rebuilt. Raises `SourceError`.
     """
+    say = on_stage or (lambda _: None)
     if settings.worker.engine == "simulated":
         from workers.engines.simulated import SimulatedEngine
 
         return SimulatedEngine(spec, settings.simulated, on_step=on_step)
+    from workers.loader import limit_memory
     from workers.sources import ensure
 
     folder = ensure(spec, settings.models)
+    say("loading")
+    limit_memory(settings.worker.device_memory_mib)
     if spec.kind == "embedding":
         from workers.engines.embedding import EmbeddingEngine
 
@@ -65,6 +73,7 @@ def make_engine(
             folder,
             threads=settings.worker.threads,
             stall_s=settings.worker.stall_s,
+            on_loaded=lambda: say("warming"),
             on_step=on_step,
             on_lost=on_lost,
             on_dead=on_dead,
@@ -76,6 +85,7 @@ def make_engine(
         folder,
         threads=settings.worker.threads,
         stall_s=settings.worker.stall_s,
+        on_loaded=lambda: say("warming"),
         on_step=on_step,
         on_lost=on_lost,
         on_dead=on_dead,
@@ -92,7 +102,8 @@ class WorkerProcess:
         self._hostname = socket.gethostname()
         self._owner = f"{self._hostname}:{os.getpid()}:{secrets.token_hex(4)}"
         self._started_ms = time.time_ns() // 1_000_000
-        self._state = "loading"
+        self._state = "fetching"
+        self._place = settings.worker.place or place_of(os.environ)
         self._engine: Engine | None = None
         self._dead = False
 
@@ -118,6 +129,8 @@ class WorkerProcess:
         registry.start()
         cancels = CancelListener(client, spec.name, registry.note_cancel)
         cancels.start()
+        gauges = DeviceMetrics(os.environ.get("CUDA_VISIBLE_DEVICES"))
+        gauges.start()
         publisher = DeltaPublisher(
             queue, spec.name, interval_s=settings.worker.flush_interval_ms / 1000
         )
@@ -128,6 +141,7 @@ class WorkerProcess:
             engine = make_engine(
                 settings,
                 spec,
+                on_stage=self._enter,
                 on_step=metrics.step,
                 on_lost=metrics.engine_lost,
                 on_dead=self._engine_dead,
@@ -147,8 +161,7 @@ class WorkerProcess:
                 issuer = self._issue_tickets(client, queue, metrics)
             else:
                 tasks.install(runner)
-            self._state = "ready"
-            registry.announce()
+            self._enter("ready")
             log.info(
                 "worker_ready",
                 model=spec.name,
@@ -163,6 +176,7 @@ class WorkerProcess:
             publisher.stop()
             registry.stop()
             cancels.stop()
+            gauges.stop()
             if self._engine is not None:
                 self._engine.stop()
         log.info("worker_stopped", model=spec.name)
@@ -204,12 +218,18 @@ class WorkerProcess:
         log.critical("engine_dead", model=self._spec.name)
         os.kill(os.getpid(), signal.SIGTERM)
 
+    def _enter(self, state: str) -> None:
+        """Let everybody know how far the start has come."""
+        self._state = state
+        log.info("worker_stage_entered", model=self._spec.name, stage=state)
+        installed_registry().announce()
+
     def _batch_slots(self) -> int:
         capacity = self._engine.capacity if self._engine else 1
         return max(1, int(capacity * self._settings.queue.batch_slots))
 
     def _healthy(self) -> bool:
-        return self._engine is None or self._state == "loading" or self._engine.alive
+        return self._engine is None or self._state != "ready" or self._engine.alive
 
     def _status(self) -> WorkerStatus:
         engine = self._engine
@@ -226,6 +246,7 @@ class WorkerProcess:
             steps=engine.steps if engine else 0,
             started_ms=self._started_ms,
             seen_ms=time.time_ns() // 1_000_000,
+            place=self._place,
         )
 
 

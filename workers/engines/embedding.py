@@ -66,6 +66,7 @@ class EmbeddingEngine:
         *,
         threads: int = 0,
         stall_s: float = 60.0,
+        on_loaded: Callable[[], None] | None = None,
         on_step: Callable[[int], None] | None = None,
         on_lost: Callable[[], None] | None = None,
         on_dead: Callable[[], None] | None = None,
@@ -74,6 +75,7 @@ class EmbeddingEngine:
         self._spec = spec
         self._folder = folder
         self._threads = threads or os.cpu_count() or 1
+        self._on_loaded = on_loaded or (lambda: None)
         self._on_step = on_step or (lambda _: None)
         self._on_lost = on_lost or (lambda: None)
         self._on_dead = on_dead or (lambda: None)
@@ -102,6 +104,7 @@ class EmbeddingEngine:
             output_tokens=1,
             vocabulary=self._model.config.vocab_size,
         )
+        self._on_loaded()
         # Only the engine's thread computes in parallel.
         torch.set_num_threads(1)
         self._thread.start()
