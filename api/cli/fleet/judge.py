@@ -48,9 +48,9 @@ class Judge:
             self._forget(pid)
         verdicts: list[Verdict] = []
         for pid, status in heard.items():
-            self._silent.pop(pid, None)
             owner, steps, since = self._known.get(pid, ("", -1, now))
-            if owner != status.owner or steps != status.steps or not status.jobs:
+            back = self._silent.pop(pid, None) is not None
+            if back or owner != status.owner or steps != status.steps or not status.jobs:
                 since = now
             self._known[pid] = (status.owner, status.steps, since)
             if status.state in ("ready", "draining") and now - since > self._stall_s:

@@ -109,6 +109,7 @@ async def _run(
             for task in (watching, swapping):
                 with suppress(asyncio.CancelledError):
                     await task
+            signals.ignore()
     return 0
 
 
@@ -150,11 +151,18 @@ class _Signals:
         self.swap = asyncio.Event()
         self._asked_at = 0.0
         loop = asyncio.get_running_loop()
-        for number in _STOP_SIGNALS:
-            # Under nohup a hang-up is ignored, and stays so.
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                loop.add_signal_handler(number, self._stop)
+        # Under nohup a hang-up is ignored, and stays so.
+        self._handled = [n for n in _STOP_SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
+        for number in self._handled:
+            loop.add_signal_handler(number, self._stop)
         loop.add_signal_handler(signal.SIGUSR1, self.swap.set)
+
+    def ignore(self) -> None:
+        """All is done: a late signal shall not turn that into a failure."""
+        loop = asyncio.get_running_loop()
+        for number in (*self._handled, signal.SIGUSR1):
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)
 
     def _stop(self) -> None:
         now = time.monotonic()
