@@ -37,6 +37,9 @@ def test_the_shipped_models() -> None:
         (("[models.tiny]", "[models.'a b']"), "name"),
         (("[models.tiny]", "[models.tiny"), "line"),
         (("kind", 'name = "other"\nkind'), "models.tiny"),
+        (("kind", 'adapters = ["a"]\nkind'), "adapters: LoRA adapters can't be served"),
+        (("kind", "devices = 2\ndevice_memory_mib = 9\nkind"), "devices = 1 only"),
+        (("kind", 'file = "m.gguf"\nkind'), "path:<folder>/<name>.gguf"),
     ],
 )
 def test_a_broken_entry_is_named(tmp_path: Path, change: tuple[str, str], named: str) -> None:

