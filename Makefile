@@ -61,6 +61,20 @@ format: $(READY) ## Let ruff fix and format
 test-engine: $(READY) ## 120 prompts of the real model against `generate`; takes minutes
 	@ENGINE=1 $(BIN)/python -m pytest tests/integration/test_engine_equality.py
 
+VLLM := .venv-vllm
+
+# The PyPI build of torchvision doesn't fit the CPU build of torch, and text models need none.
+$(VLLM)/.ready: infra/vllm.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install -q -r infra/vllm.txt
+	$(VLLM)/bin/pip uninstall -q -y torchvision torchaudio torchcodec
+	@touch $@
+
+.PHONY: test-vllm
+test-vllm: $(VLLM)/.ready ## The contract of an engine on vLLM, in an environment of its own (.venv-vllm)
+	@PYTHONPATH=. VLLM_CPU_KVCACHE_SPACE=2 $(VLLM)/bin/python -m pytest -W default \
+	  --confcutdir=tests/integration tests/integration/test_engine_vllm.py
+
 .PHONY: bench-submit
 bench-submit: $(READY) ## Accepted jobs/s against FastAPI + Celery and a bare handler
 	@$(BIN)/python -m loadtests.submit
@@ -128,5 +142,5 @@ chaos-webhooks: $(READY) ## Webhooks to receivers that misbehave, workers killed
 
 .PHONY: clean
 clean: ## Remove the environment and caches (not the data folder .forebay)
-	rm -rf $(VENV) $(FUZZ) .venv-litellm .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info build dist
+	rm -rf $(VENV) $(FUZZ) $(VLLM) .venv-litellm .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -41,6 +41,8 @@ class ModelSpec(BaseModel):
     max_batch: Annotated[int, Field(ge=1, le=4096)] = 32
     #: Tokens the paged KV cache holds (chat).
     cache_tokens: Annotated[int, Field(ge=0)] = 0
+    #: What runs it: `vllm` where that is installed (chat), which also spans several devices.
+    engine: Literal["transformers", "vllm"] = "transformers"
     #: `auto` takes Forebay's own attention on the CPU where it fits the model (chat); `reference`
     #: always that of transformers.
     attention: Literal["auto", "reference"] = "auto"
@@ -74,6 +76,13 @@ class ModelSpec(BaseModel):
     def _one_way_to_take_devices(self) -> ModelSpec:
         if self.device_memory_mib and self.devices != 1:
             raise ValueError("device_memory_mib goes with devices = 1 only")
+        if self.devices > 1 and self.engine != "vllm":
+            raise ValueError(
+                "devices above 1 need engine = 'vllm': the transformers engine keeps its KV cache "
+                "on one device"
+            )
+        if self.engine == "vllm" and self.kind != "chat":
+            raise ValueError("engine = 'vllm' runs chat models only")
         return self
 
     @model_validator(mode="after")

@@ -246,6 +246,8 @@ class Worker(_Section):
 
     #: `transformers`, or `simulated` (no model; says so everywhere).
     engine: Literal["transformers", "simulated"] = "transformers"
+    #: Interpreter of workers whose model has `engine = "vllm"`; empty: the launcher's own.
+    vllm_python: str = ""
     #: Time for running jobs to finish after SIGTERM before they are handed back.
     grace_s: Seconds = 8.0
     #: Own listener for `/metrics`; 0 leaves it off.

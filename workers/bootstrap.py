@@ -64,6 +64,18 @@ def make_engine(
 
     folder = ensure(spec, settings.models)
     say("loading")
+    if spec.engine == "vllm":
+        from workers.engines.vllm import VllmEngine
+
+        return VllmEngine(
+            spec,
+            folder,
+            device_memory_mib=settings.worker.device_memory_mib,
+            stall_s=settings.worker.stall_s,
+            on_loaded=lambda: say("warming"),
+            on_lost=on_lost,
+            on_dead=on_dead,
+        )
     limit_memory(settings.worker.device_memory_mib)
     if spec.kind == "embedding":
         from workers.engines.embedding import EmbeddingEngine
@@ -103,14 +115,15 @@ class WorkerProcess:
         self._owner = f"{self._hostname}:{os.getpid()}:{secrets.token_hex(4)}"
         self._started_ms = time.time_ns() // 1_000_000
         self._state = "fetching"
+        simulated = settings.worker.engine == "simulated"
+        self._engine_name = "simulated" if simulated else spec.engine
         self._place = settings.worker.place or place_of(os.environ)
         self._engine: Engine | None = None
         self._dead = False
 
     def run(self) -> int:
         settings, spec = self._settings, self._spec
-        label = "simulated" if settings.worker.engine == "simulated" else "transformers"
-        metrics = WorkerMetrics(spec.name, label)
+        metrics = WorkerMetrics(spec.name, self._engine_name)
         serve_metrics(settings)
         client = connect(settings.redis)
         queue = RedisQueue(client, settings.queue)
@@ -233,13 +246,12 @@ class WorkerProcess:
 
     def _status(self) -> WorkerStatus:
         engine = self._engine
-        simulated = self._settings.worker.engine == "simulated"
         return WorkerStatus(
             owner=self._owner,
             queue=self._spec.name,
             hostname=self._hostname,
             pid=os.getpid(),
-            engine="simulated" if simulated else "transformers",
+            engine=self._engine_name,
             state=self._state,
             capacity=engine.capacity if engine else self._spec.max_batch,
             jobs=0,  # the registry knows

@@ -54,6 +54,7 @@ class Plan:
     models: tuple[ModelSpec, ...]
     #: Where their workers run.
     places: tuple[Place, ...]
+    vllm_python: str
     api_processes: int
     with_flower: bool
     with_webhooks: bool
@@ -83,7 +84,10 @@ class Plan:
         return [
             Spec(
                 name=f"worker-{place.name}",
-                argv=python("workers", "--model", place.model, "--name", place.name),
+                argv=python(
+                    *("workers", "--model", place.model, "--name", place.name),
+                    interpreter=self.vllm_python if place.engine == "vllm" else "",
+                ),
                 env={**self.environment, **place.environment()},
                 on_exit=on_exit,
             )
@@ -172,6 +176,7 @@ def make_plan(
         engine=engine,
         models=models,
         places=tuple(places),
+        vllm_python=settings.worker.vllm_python,
         api_processes=settings.api.processes,
         with_flower=options.flower,
         with_webhooks=options.webhooks,
@@ -191,9 +196,10 @@ def child_environment(changed: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def python(module: str, *arguments: str) -> list[str]:
-    """This interpreter on one of our modules; a folder named `api` at hand can't get in (-P)."""
-    return [sys.executable, "-P", "-m", module, *arguments]
+def python(module: str, *arguments: str, interpreter: str = "") -> list[str]:
+    """An interpreter (this one) on one of our modules; a folder named `api` at hand can't get in
+    (-P)."""
+    return [interpreter or sys.executable, "-P", "-m", module, *arguments]
 
 
 def catalogue_toml(models: tuple[ModelSpec, ...]) -> str:

@@ -38,6 +38,8 @@ def test_the_shipped_models() -> None:
         (("[models.tiny]", "[models.tiny"), "line"),
         (("kind", 'name = "other"\nkind'), "models.tiny"),
         (("kind", 'adapters = ["a"]\nkind'), "adapters: LoRA adapters can't be served"),
+        (("kind", "devices = 2\nkind"), "devices above 1 need engine = 'vllm'"),
+        (('kind = "chat"', 'kind = "embedding"\nengine = "vllm"'), "runs chat models only"),
         (("kind", "devices = 2\ndevice_memory_mib = 9\nkind"), "devices = 1 only"),
         (("kind", 'file = "m.gguf"\nkind'), "path:<folder>/<name>.gguf"),
     ],

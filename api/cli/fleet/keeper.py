@@ -127,7 +127,10 @@ class Fleet:
         node = child.removeprefix("worker-")
         spec = Spec(
             name=child,
-            argv=python("workers", "--model", place.model, "--name", node),
+            argv=python(
+                *("workers", "--model", place.model, "--name", node),
+                interpreter=self._settings.worker.vllm_python if place.engine == "vllm" else "",
+            ),
             env={**self._environment, **place.environment()},
             # Should the launcher be killed, its workers drain.
             death_signal=signal.SIGTERM,

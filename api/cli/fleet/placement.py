@@ -31,6 +31,8 @@ class Place:
     #: Of the worker: the model's name, with a number where there are several.
     name: str
     model: str
+    #: The catalogue's word for what runs it.
+    engine: str = "transformers"
     #: Empty: on the CPU.
     devices: tuple[Device, ...] = ()
     #: Memory it may take of its device; 0: all.
@@ -100,6 +102,7 @@ def place(models: Sequence[ModelSpec], machine: Machine, *, bind: bool = True) -
                 Place(
                     name=spec.name if len(groups) == 1 else f"{spec.name}-{number}",
                     model=spec.name,
+                    engine=spec.engine,
                     devices=devices,
                     device_memory_mib=spec.device_memory_mib if devices else 0,
                 )

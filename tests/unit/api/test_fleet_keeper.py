@@ -83,7 +83,8 @@ class Lab:
 
 @pytest.fixture
 async def lab(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Lab]:
-    def python(_module: str, *arguments: str) -> list[str]:
+    def python(_module: str, *arguments: str, interpreter: str) -> list[str]:
+        assert interpreter == ""
         return [sys.executable, "-S", "-c", PROGRAMS[arguments[1]]]
 
     monkeypatch.setattr(keeper, "python", python)

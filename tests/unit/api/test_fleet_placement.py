@@ -14,6 +14,8 @@ from tests.nvml import FakeNvml, Gpu, eight, with_mig
 
 def _spec(name: str, **more: Any) -> ModelSpec:
     fields = {"name": name, "kind": "chat", "source": "path:/m", "context_tokens": 8}
+    if more.get("devices", 1) > 1:
+        fields["engine"] = "vllm"
     return ModelSpec.model_validate(fields | more)
 
 
