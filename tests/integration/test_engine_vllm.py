@@ -29,8 +29,8 @@ def engine() -> Iterator[object]:
     from workers.engines.vllm import VllmEngine
 
     loaded = threading.Event()
-    spec, folder = real_model("smollm2-135m", engine="vllm", max_batch=16)
-    made = VllmEngine(spec, folder, on_loaded=loaded.set)
+    spec, folder = real_model("smollm2-135m", engine="vllm", max_batch=16, dtype="float32")
+    made = VllmEngine(spec, folder, eager=True, on_loaded=loaded.set)
     made.start()
     assert loaded.is_set()
     yield made

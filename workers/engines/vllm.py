@@ -51,7 +51,10 @@ class _Running:
 
 
 class VllmEngine:
-    """One causal language model on the devices this process may use."""
+    """One causal language model on the devices this process may use.
+
+    `eager` starts minutes sooner and computes more slowly: vLLM doesn't compile the model.
+    """
 
     name = "vllm"
 
@@ -62,6 +65,7 @@ class VllmEngine:
         *,
         device_memory_mib: int = 0,
         stall_s: float = 60.0,
+        eager: bool = False,
         on_loaded: Callable[[], None] | None = None,
         on_lost: Callable[[], None] | None = None,
         on_dead: Callable[[], None] | None = None,
@@ -70,6 +74,7 @@ class VllmEngine:
         self._spec = spec
         self._folder = folder
         self._memory_mib = device_memory_mib
+        self._eager = eager
         self._on_loaded = on_loaded or (lambda: None)
         self._on_lost = on_lost or (lambda: None)
         self._on_dead = on_dead or (lambda: None)
@@ -183,6 +188,7 @@ class VllmEngine:
             gpu_memory_utilization=self._memory_part(),
             load_format="safetensors",
             trust_remote_code=False,
+            enforce_eager=self._eager,
             # Whether a prefix is cached shows in the time an answer takes, across tenants too.
             enable_prefix_caching=False,
             disable_log_stats=True,
