@@ -33,14 +33,14 @@ class Launcher:
     """One `forebay workers start` and the queue it serves."""
 
     def __init__(self, url: str, folder: Path, **env: str) -> None:
-        self.queue = RedisQueue(connect(Redis(url=url)), Queue(lease_ttl_s=1))
+        self.queue = RedisQueue(connect(Redis(url=url)), Queue(lease_ttl_s=5))
         self.port = claim_port("127.0.0.1", 0)
         self._log = folder / "launcher.log"
         clean = {name: value for name, value in os.environ.items() if "FOREBAY" not in name}
         clean |= {
             "PYTHONPATH": str(ROOT),
             "FOREBAY_REDIS__URL": url,
-            "FOREBAY_QUEUE__LEASE_TTL_S": "1",
+            "FOREBAY_QUEUE__LEASE_TTL_S": "5",
             "FOREBAY_QUEUE__RENEW_EVERY_S": "0.25",
             "FOREBAY_WORKER__METRICS_PORT": str(self.port),
             "FOREBAY_SIMULATED__STEP_MS": "10",
@@ -130,9 +130,10 @@ def test_a_worker_is_swapped_under_load_and_no_job_notices(launcher: Launcher) -
     assert {launcher.queue.get(each).attempt for each in jobs} == {1}
     new = launcher.ready()
     assert seen == {old.pid, new.pid}
-    text = launcher.metrics()
+    # Counted once the old process is gone, which is after its last word.
     done = f'forebay_fleet_worker_swaps_total{{model="{CHAT}",outcome="done"}} 1.0'
-    assert done in text
+    until(lambda: done in launcher.metrics(), "the swap is counted")
+    text = launcher.metrics()
     # The old worker's jobs are still counted.
     assert sum(
         float(line.split()[-1])
