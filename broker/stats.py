@@ -132,7 +132,8 @@ class WorkerStatus:
     pid: int
     #: Name of the engine; `simulated` is always said.
     engine: str
-    #: `loading`, `ready`, `draining`.
+    #: `fetching`, `loading`, `warming`, `ready`, `draining`; `failing` is said by the launcher of a
+    #: worker that ends again and again.
     state: str
     capacity: int
     jobs: int
@@ -140,3 +141,9 @@ class WorkerStatus:
     steps: int
     started_ms: int
     seen_ms: int
+    #: The devices or processors it runs on, to be read by people.
+    place: str = ""
+
+    @property
+    def is_starting(self) -> bool:
+        return self.state in ("fetching", "loading", "warming")

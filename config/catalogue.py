@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -52,6 +52,8 @@ class ModelSpec(BaseModel):
     max_batch: Annotated[int, Field(ge=1, le=4096)] = 32
     #: Tokens the paged KV cache holds (chat).
     cache_tokens: Annotated[int, Field(ge=0)] = 0
+    #: What runs it: `vllm` where that is installed (chat), which also spans several devices.
+    engine: Literal["transformers", "vllm"] = "transformers"
     #: `auto` takes Forebay's own attention on the CPU where it fits the model (chat); `reference`
     #: always that of transformers.
     attention: Literal["auto", "reference"] = "auto"
@@ -68,7 +70,47 @@ class ModelSpec(BaseModel):
     #: Whether answers without chance in them are kept for the same request of the same tenant
     #: (`FOREBAY_ANSWERS__…`); None: unless it is a chat model.
     keep_answers: bool | None = None
+    #: Devices that one worker of the model takes; 0: it runs on the CPU even beside devices, more
+    #: than 1: it is spread over a group of them. Where there is no device, 1 means the CPU.
+    devices: Annotated[int, Field(ge=0, le=64)] = 1
+    #: Memory it takes of its device, which it then shares with others of such models; 0: it has
+    #: the device to itself.
+    device_memory_mib: Annotated[int, Field(ge=0)] = 0
+    #: Processors of a worker on the CPU; 0: an equal part of what the others leave.
+    cpus: Annotated[int, Field(ge=0, le=4096)] = 0
+    #: Workers of the model that `forebay workers start` keeps; 0: one on each device left over.
+    workers: Annotated[int, Field(ge=0, le=256)] = 1
     description: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_adapters(cls, data: Any) -> Any:
+        for field in ("adapter", "adapters", "lora"):
+            if isinstance(data, dict) and field in data:
+                raise ValueError(
+                    f"{field}: LoRA adapters can't be served beside a model; merge one into its "
+                    "weights and name the result as a model of its own (docs/models.md)"
+                )
+        return data
+
+    @model_validator(mode="after")
+    def _one_way_to_take_devices(self) -> ModelSpec:
+        if self.device_memory_mib and self.devices != 1:
+            raise ValueError("device_memory_mib goes with devices = 1 only")
+        if self.devices > 1 and self.engine != "vllm":
+            raise ValueError(
+                "devices above 1 need engine = 'vllm': the transformers engine keeps its KV cache "
+                "on one device"
+            )
+        if self.engine == "vllm" and self.kind != "chat":
+            raise ValueError("engine = 'vllm' runs chat models only")
+        return self
+
+    @model_validator(mode="after")
+    def _a_path_names_its_file(self) -> ModelSpec:
+        if self.source.startswith("path:") and self.file.endswith(".gguf"):
+            raise ValueError("a GGUF file is named by source: path:<folder>/<name>.gguf")
+        return self
 
     @model_validator(mode="after")
     def _digest_for_packages(self) -> ModelSpec:
@@ -86,6 +128,12 @@ class ModelSpec(BaseModel):
 
     def threshold_of(self, label: str) -> float:
         return self.thresholds.get(label, self.threshold)
+
+    @property
+    def is_gguf(self) -> bool:
+        """Its weights come as a GGUF file, and are converted once."""
+        local = self.source.startswith("path:")
+        return (self.source if local and not self.file else self.file).endswith(".gguf")
 
     @property
     def endpoints(self) -> tuple[str, ...]:

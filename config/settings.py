@@ -273,6 +273,8 @@ class Worker(_Section):
 
     #: `transformers`, or `simulated` (no model; says so everywhere).
     engine: Literal["transformers", "simulated"] = "transformers"
+    #: Interpreter of workers whose model has `engine = "vllm"`; empty: the launcher's own.
+    vllm_python: str = ""
     #: Time for running jobs to finish after SIGTERM before they are handed back.
     grace_s: Seconds = 8.0
     #: Own listener for `/metrics`; 0 leaves it off.
@@ -280,6 +282,12 @@ class Worker(_Section):
     metrics_port: Port = 0
     #: torch threads; 0 lets torch decide.
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
+    #: Processors the process is bound to, such as `0-3,8`; empty leaves it free.
+    cpus: Annotated[str, Field(pattern=r"^(\d+(-\d+)?(,\d+(-\d+)?)*)?$")] = ""
+    #: Memory it may take of its CUDA device; 0: all that is free.
+    device_memory_mib: Annotated[int, Field(ge=0)] = 0
+    #: What `forebay workers` shows as the place it runs; empty: what the process finds out.
+    place: Annotated[str, Field(max_length=200)] = ""
     #: Longest a token delta waits for others before it is published.
     flush_interval_ms: Positive = 20
     #: Engine steps may stand still for this long while jobs run before the engine counts as dead.

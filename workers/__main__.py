@@ -4,6 +4,7 @@ python -m workers --model NAME [--name N]   run one worker process
 python -m workers webhooks                  run one process that sends webhooks
 python -m workers pull NAME…                fetch and convert models; JSON progress lines
 python -m workers list                      catalogue and cache as JSON
+python -m workers verify NAME…              check fetched models against their digests; JSON
 """
 
 from __future__ import annotations
@@ -32,15 +33,17 @@ def main(argv: list[str] | None = None) -> int:
             return _pull(settings, models, arguments.names)
         if arguments.command == "list":
             return _list(settings, models)
+        if arguments.command == "verify":
+            return _verify(settings, models, arguments.names)
         if arguments.command == "webhooks":
             return _webhooks(settings)
         if arguments.model is None:
             raise SettingsError("name a model: python -m workers --model NAME")
         spec = _known(models, arguments.model)
+        pin(settings)
     except SettingsError as error:
         print(error, file=sys.stderr)
         return 2
-    pin(settings)
     logs.configure(settings.log, process=f"worker:{spec.name}")
     objection = _objection(settings)
     if objection is not None:
@@ -92,6 +95,8 @@ def _parser() -> argparse.ArgumentParser:
     pull = commands.add_parser("pull", help="fetch and convert models")
     pull.add_argument("names", nargs="+", metavar="NAME")
     commands.add_parser("list", help="catalogue and cache as JSON")
+    verify = commands.add_parser("verify", help="check fetched models against their digests")
+    verify.add_argument("names", nargs="+", metavar="NAME")
     commands.add_parser("webhooks", help="send webhooks")
     return parser
 
@@ -137,6 +142,19 @@ def _list(settings: Settings, models: dict[str, catalogue.ModelSpec]) -> int:
         )
     print(orjson.dumps(rows).decode())
     return 0
+
+
+def _verify(settings: Settings, models: dict[str, catalogue.ModelSpec], names: list[str]) -> int:
+    from workers.checkpoints import verify
+    from workers.sources import cached_folder
+
+    rows = []
+    for spec in [_known(models, name) for name in names]:
+        folder = cached_folder(spec, settings.models)
+        problems = ["not fetched yet"] if folder is None else verify(spec, folder)
+        rows.append({"model": spec.name, "problems": problems})
+    print(orjson.dumps(rows).decode())
+    return 1 if any(row["problems"] for row in rows) else 0
 
 
 def leave(code: int) -> NoReturn:

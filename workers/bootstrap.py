@@ -22,6 +22,7 @@ from broker.app import make_app
 from broker.cancels import CancelListener
 from broker.connections import connect
 from broker.leases import LeaseRegistry
+from broker.leases import current as installed_registry
 from broker.leases import install as install_registry
 from broker.redis_queue import RedisQueue
 from broker.stats import WorkerStatus
@@ -32,9 +33,10 @@ from config.logs import get_logger
 from config.settings import Settings
 from workers import tasks
 from workers.answering import AnswerDesk
+from workers.device_metrics import DeviceMetrics
 from workers.engine import Engine
 from workers.metrics import WorkerMetrics
-from workers.pinning import unbind
+from workers.pinning import place_of, unbind
 from workers.publisher import DeltaPublisher
 from workers.runner import Runner
 from workers.turns import Turns
@@ -52,22 +54,40 @@ def make_engine(
     settings: Settings,
     spec: ModelSpec,
     *,
+    on_stage: Callable[[str], None] | None = None,
     on_step: Callable[[int], None] | None = None,
     on_lost: Callable[[], None] | None = None,
     on_dead: Callable[[], None] | None = None,
 ) -> Engine:
-    """The engine of a model, not started yet.
+    """The engine of a model, not started yet; its files are here.
 
-    `on_step` gets the requests of each step, `on_lost` is called when the engine was lost,
-    `on_dead` when it can't be rebuilt.
+    `on_stage` hears of `loading` and, while the engine starts, of `warming`; `on_step` gets the
+    requests of each step, `on_lost` is called when the engine was lost, `on_dead` when it can't be
+    rebuilt. Raises `SourceError`.
     """
+    say = on_stage or (lambda _: None)
     if settings.worker.engine == "simulated":
         from workers.engines.simulated import SimulatedEngine
 
         return SimulatedEngine(spec, settings.simulated, on_step=on_step)
+    from workers.loader import limit_memory
     from workers.sources import ensure
 
     folder = ensure(spec, settings.models)
+    say("loading")
+    if spec.engine == "vllm":
+        from workers.engines.vllm import VllmEngine
+
+        return VllmEngine(
+            spec,
+            folder,
+            device_memory_mib=settings.worker.device_memory_mib,
+            stall_s=settings.worker.stall_s,
+            on_loaded=lambda: say("warming"),
+            on_lost=on_lost,
+            on_dead=on_dead,
+        )
+    limit_memory(settings.worker.device_memory_mib)
     if spec.kind != "chat":
         from workers.engines.encoder import EncoderEngine
 
@@ -76,6 +96,7 @@ def make_engine(
             folder,
             threads=settings.worker.threads,
             stall_s=settings.worker.stall_s,
+            on_loaded=lambda: say("warming"),
             on_step=on_step,
             on_lost=on_lost,
             on_dead=on_dead,
@@ -87,6 +108,7 @@ def make_engine(
         folder,
         threads=settings.worker.threads,
         stall_s=settings.worker.stall_s,
+        on_loaded=lambda: say("warming"),
         on_step=on_step,
         on_lost=on_lost,
         on_dead=on_dead,
@@ -103,14 +125,16 @@ class WorkerProcess:
         self._hostname = socket.gethostname()
         self._owner = f"{self._hostname}:{os.getpid()}:{secrets.token_hex(4)}"
         self._started_ms = time.time_ns() // 1_000_000
-        self._state = "loading"
+        self._state = "fetching"
+        simulated = settings.worker.engine == "simulated"
+        self._engine_name = "simulated" if simulated else spec.engine
+        self._place = settings.worker.place or place_of(os.environ)
         self._engine: Engine | None = None
         self._dead = False
 
     def run(self) -> int:
         settings, spec = self._settings, self._spec
-        label = "simulated" if settings.worker.engine == "simulated" else "transformers"
-        metrics = WorkerMetrics(spec.name, label)
+        metrics = WorkerMetrics(spec.name, self._engine_name)
         serve_metrics(settings)
         client = connect(settings.redis)
         queue = RedisQueue(client, settings.queue)
@@ -131,6 +155,8 @@ class WorkerProcess:
         registry.start()
         cancels = CancelListener(client, spec.name, registry.note_cancel)
         cancels.start()
+        gauges = DeviceMetrics(os.environ.get("CUDA_VISIBLE_DEVICES"))
+        gauges.start()
         publisher = DeltaPublisher(
             queue, spec.name, interval_s=settings.worker.flush_interval_ms / 1000
         )
@@ -142,6 +168,7 @@ class WorkerProcess:
             engine = make_engine(
                 settings,
                 spec,
+                on_stage=self._enter,
                 on_step=metrics.step,
                 on_lost=metrics.engine_lost,
                 on_dead=self._engine_dead,
@@ -164,8 +191,7 @@ class WorkerProcess:
             else:
                 tasks.install(runner)
             _settle_down()
-            self._state = "ready"
-            registry.announce()
+            self._enter("ready")
             log.info(
                 "worker_ready",
                 model=spec.name,
@@ -182,6 +208,7 @@ class WorkerProcess:
             publisher.stop()
             registry.stop()
             cancels.stop()
+            gauges.stop()
             if self._engine is not None:
                 self._engine.stop()
         log.info("worker_stopped", model=spec.name)
@@ -236,6 +263,12 @@ class WorkerProcess:
         log.critical("engine_dead", model=self._spec.name)
         os.kill(os.getpid(), signal.SIGTERM)
 
+    def _enter(self, state: str) -> None:
+        """Let everybody know how far the start has come."""
+        self._state = state
+        log.info("worker_stage_entered", model=self._spec.name, stage=state)
+        installed_registry().announce()
+
     def _batch_slots(self) -> int:
         return max(1, int(self._capacity() * self._settings.queue.batch_slots))
 
@@ -243,23 +276,23 @@ class WorkerProcess:
         return self._engine.capacity if self._engine else 1
 
     def _healthy(self) -> bool:
-        return self._engine is None or self._state == "loading" or self._engine.alive
+        return self._engine is None or self._state != "ready" or self._engine.alive
 
     def _status(self) -> WorkerStatus:
         engine = self._engine
-        simulated = self._settings.worker.engine == "simulated"
         return WorkerStatus(
             owner=self._owner,
             queue=self._spec.name,
             hostname=self._hostname,
             pid=os.getpid(),
-            engine="simulated" if simulated else "transformers",
+            engine=self._engine_name,
             state=self._state,
             capacity=engine.capacity if engine else self._spec.max_batch,
             jobs=0,  # the registry knows
             steps=engine.steps if engine else 0,
             started_ms=self._started_ms,
             seen_ms=time.time_ns() // 1_000_000,
+            place=self._place,
         )
 
 

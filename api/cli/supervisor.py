@@ -1,6 +1,6 @@
-"""Children of `forebay up`: started in sessions of their own, restarted, ended in order.
+"""Children of `forebay up` and `forebay workers start`: in own sessions, restarted, ended.
 
-A child is told to die by the kernel when `forebay up` itself is killed (PR_SET_PDEATHSIG), so that
+A child is told to die by the kernel when its parent itself is killed (PR_SET_PDEATHSIG), so that
 nothing is left behind whatever happens.
 """
 
@@ -23,6 +23,8 @@ _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
 #: Exit status of a process whose settings or arguments can't be used; trying again won't help.
 _MISCONFIGURED = 2
+#: Ends in a row from which a child counts as looping.
+_LOOPING = 3
 
 
 class StartFailedError(Exception):
@@ -52,12 +54,22 @@ class Child:
     backoff: Backoff = field(default_factory=Backoff)
     process: asyncio.subprocess.Process | None = None
     starts: int = 0
+    #: When the latest run began (`time.monotonic`).
+    began: float = 0.0
     task: asyncio.Task[None] | None = None
     stop_wanted: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def stopping(self) -> bool:
         return self.stop_wanted.is_set()
+
+    @property
+    def looping(self) -> bool:
+        """It ends soon after each start, again and again."""
+        ran_s = time.monotonic() - self.began
+        return self.backoff.failures >= _LOOPING and (
+            self.pid is None or ran_s < self.backoff.stable_s
+        )
 
     @property
     def pid(self) -> int | None:
@@ -70,8 +82,9 @@ class Supervisor:
     The kernel's death signal is bound to the thread that forks: call from the main thread.
     """
 
-    def __init__(self, log: MergedLog, *, tries: int = 5) -> None:
+    def __init__(self, log: MergedLog, *, tries: int = 5, who: str = "up") -> None:
         self._log = log
+        self._who = who
         self._tries = tries
         self.children: dict[str, Child] = {}
         #: Set once the stack is ready: from then on a child is restarted for ever.
@@ -102,10 +115,23 @@ class Supervisor:
         _, late = await asyncio.wait(tasks, timeout=max(0.0, deadline - time.monotonic()))
         for child in children:
             if child.task in late:
-                self._log.say("up", f"{child.spec.name} did not end in time and is killed")
+                self._log.say(self._who, f"{child.spec.name} did not end in time and is killed")
                 _signal(child, signal.SIGKILL)
         if late:
             await asyncio.wait(late, timeout=3)
+
+    def running(self) -> dict[int, str]:
+        """Names of the children that run, by pid."""
+        return {child.pid: name for name, child in self.children.items() if child.pid is not None}
+
+    def forget(self, name: str) -> None:
+        """Drop a child that was stopped."""
+        self.children.pop(name, None)
+
+    def take_out(self, name: str) -> None:
+        """Kill one run of a child that still shall run; it is started again after its pause."""
+        if (child := self.children.get(name)) is not None:
+            _signal(child, signal.SIGKILL)
 
     def kill(self) -> None:
         """End every child at once."""
@@ -122,7 +148,7 @@ class Supervisor:
                 return
             ran_s = time.monotonic() - started
             pause_s = child.backoff.after(ran_s)
-            self._log.say("up", f"{name} (pid {pid}) {describe(status)} after {ran_s:.1f} s")
+            self._log.say(self._who, f"{name} (pid {pid}) {describe(status)} after {ran_s:.1f} s")
             if not self.ready and (
                 status == _MISCONFIGURED or child.backoff.failures >= self._tries
             ):
@@ -140,7 +166,7 @@ class Supervisor:
             await asyncio.to_thread(on_exit, pid)
         except Exception as error:
             # Tidying up after a crash may fail (Redis may be what crashed); leases expire anyway.
-            self._log.say("up", f"tidying up after pid {pid} failed: {type(error).__name__}")
+            self._log.say(self._who, f"tidying up after pid {pid} failed: {type(error).__name__}")
 
     async def _run(self, child: Child) -> tuple[int, int]:
         """One run: (pid, exit status; negative is the signal)."""
@@ -160,15 +186,16 @@ class Supervisor:
             )
         except OSError as error:
             os.close(reader)
-            self._log.say("up", f"{spec.name} can't be run: {error.strerror or error}")
+            self._log.say(self._who, f"{spec.name} can't be run: {error.strerror or error}")
             return 0, 127
         finally:
             os.close(writer)
         child.process = process
         child.starts += 1
+        child.began = time.monotonic()
         if child.stopping:
             _signal(child, signal.SIGTERM)
-        self._log.say("up", f"{spec.name} started (pid {process.pid})")
+        self._log.say(self._who, f"{spec.name} started (pid {process.pid})")
         with _Pump(reader, lambda line: self._log.say(spec.name, line)):
             try:
                 status = await process.wait()

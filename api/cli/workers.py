@@ -1,4 +1,4 @@
-"""`forebay workers`: who works, and on what."""
+"""`forebay workers`: who works, on what and where; `start` runs this machine's."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import click
 
 from api.cli.console import duration, print_json, print_table
 from api.cli.context import data_dir_option, json_option, resolve
+from api.cli.fleet.start import start
 from broker.connections import connect
 from broker.redis_queue import RedisQueue
 from broker.stats import LeaseStats, WorkerStatus
@@ -20,12 +21,17 @@ from broker.stats import LeaseStats, WorkerStatus
 _LEASES = 10_000
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @click.option("--leases", "show_leases", is_flag=True, help="List the jobs they hold, too.")
 @json_option
 @data_dir_option
-def workers(show_leases: bool, as_json: bool, data_dir: Path | None) -> None:
+@click.pass_context
+def workers(
+    context: click.Context, show_leases: bool, as_json: bool, data_dir: Path | None
+) -> None:
     """Workers that gave word of themselves within the lease time, and the leases they hold."""
+    if context.invoked_subcommand is not None:
+        return
     settings = resolve(data_dir)
     with connect(settings.redis) as client:
         queue = RedisQueue(client, settings.queue)
@@ -40,7 +46,7 @@ def workers(show_leases: bool, as_json: bool, data_dir: Path | None) -> None:
     now_ms = time.time() * 1000
     print_table(
         (
-            *("Worker", "Model", "Engine", "State", "Jobs>", "Capacity>"),
+            *("Worker", "Model", "Engine", "Runs on", "State", "Jobs>", "Capacity>"),
             *("Leases>", "Renewed>", "Steps>", "Up>", "Seen>"),
         ),
         [_row(worker, (lease for _, lease in held), now_ms) for worker in found],
@@ -67,6 +73,9 @@ def workers(show_leases: bool, as_json: bool, data_dir: Path | None) -> None:
         )
 
 
+workers.add_command(start)
+
+
 def to_json(worker: WorkerStatus, leases: Iterable[LeaseStats]) -> dict[str, Any]:
     own = [asdict(lease) for lease in leases if lease.owner == worker.owner]
     return {**asdict(worker), "leases": own}
@@ -78,6 +87,7 @@ def _row(worker: WorkerStatus, leases: Iterable[LeaseStats], now_ms: float) -> t
         worker.owner,
         worker.queue,
         worker.engine,
+        worker.place or "-",
         worker.state,
         worker.jobs,
         worker.capacity,

@@ -34,8 +34,9 @@ async def readyz(request: web.Request) -> web.Response:
         workers = []
     for worker in workers:
         counts = models.get(worker.queue)
-        if counts is not None and f"{worker.state}_workers" in counts:
-            counts[f"{worker.state}_workers"] += 1
+        state = "loading" if worker.is_starting else worker.state
+        if counts is not None and f"{state}_workers" in counts:
+            counts[f"{state}_workers"] += 1
     missing += [f"model:{name}" for name, counts in models.items() if not counts["ready_workers"]]
     body = {"status": "unready" if missing else "ready", "missing": missing, "models": models}
     headers: dict[str, str] = {hdrs.CONTENT_TYPE: "application/json"}

@@ -43,6 +43,11 @@ def test_the_shipped_models() -> None:
             ('kind = "chat"', 'kind = "classifier"\nthresholds = { bad = 2 }'),
             "models.tiny.thresholds.bad",
         ),
+        (("kind", 'adapters = ["a"]\nkind'), "adapters: LoRA adapters can't be served"),
+        (("kind", "devices = 2\nkind"), "devices above 1 need engine = 'vllm'"),
+        (('kind = "chat"', 'kind = "embedding"\nengine = "vllm"'), "runs chat models only"),
+        (("kind", "devices = 2\ndevice_memory_mib = 9\nkind"), "devices = 1 only"),
+        (("kind", 'file = "m.gguf"\nkind'), "path:<folder>/<name>.gguf"),
     ],
 )
 def test_a_broken_entry_is_named(tmp_path: Path, change: tuple[str, str], named: str) -> None:

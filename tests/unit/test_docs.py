@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
+from api.cli.fleet.metrics import FleetMetrics
 from api.errors import CODES
 from api.metrics import Metrics, _families
 from broker.stats import QueueStats
+from workers.device_metrics import DeviceMetrics
 from workers.metrics import WorkerMetrics
 from workers.webhooks.metrics import WebhookMetrics
 
@@ -38,6 +40,8 @@ def test_metrics() -> None:
     Metrics(api)
     WorkerMetrics("model", "engine", workers)
     WebhookMetrics(workers)
+    DeviceMetrics("", registry=workers)
+    FleetMetrics(workers)
     stats = QueueStats(queue="model", bands=(), delayed=0, in_flight=0, dead=0)
     families = [*api.collect(), *workers.collect(), *_families([stats], [])]
     found = {family.name + ("_total" if family.type == "counter" else "") for family in families}

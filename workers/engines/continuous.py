@@ -62,6 +62,7 @@ class ContinuousEngine:
         *,
         threads: int = 0,
         stall_s: float = 60.0,
+        on_loaded: Callable[[], None] | None = None,
         on_step: Callable[[int], None] | None = None,
         on_lost: Callable[[], None] | None = None,
         on_dead: Callable[[], None] | None = None,
@@ -70,6 +71,7 @@ class ContinuousEngine:
         self._spec = spec
         self._folder = folder
         self._threads = threads or os.cpu_count() or 1
+        self._on_loaded = on_loaded or (lambda: None)
         self._on_step = on_step or (lambda _: None)
         self._on_lost = on_lost or (lambda: None)
         self._on_dead = on_dead or (lambda: None)
@@ -121,6 +123,7 @@ class ContinuousEngine:
         self._loop = self._new_loop()
         self._ends = frozenset(_as_list(self._loop.generation_config.eos_token_id))
         self._vocabulary = Vocabulary(self._prompts.template, limits.vocabulary, self._ends)
+        self._on_loaded()
         self._warm_up()
         self._measure()
         self._watchdog.start()

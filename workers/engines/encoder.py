@@ -58,6 +58,7 @@ class EncoderEngine:
         *,
         threads: int = 0,
         stall_s: float = 60.0,
+        on_loaded: Callable[[], None] | None = None,
         on_step: Callable[[int], None] | None = None,
         on_lost: Callable[[], None] | None = None,
         on_dead: Callable[[], None] | None = None,
@@ -66,6 +67,7 @@ class EncoderEngine:
         self._spec = spec
         self._head = head_for(spec, folder)
         self._threads = threads or os.cpu_count() or 1
+        self._on_loaded = on_loaded or (lambda: None)
         self._on_step = on_step or (lambda _: None)
         self._on_lost = on_lost or (lambda: None)
         self._on_dead = on_dead or (lambda: None)
@@ -88,6 +90,7 @@ class EncoderEngine:
     def start(self) -> None:
         where = device()
         self._head.start(where)
+        self._on_loaded()
         on_cpu = where.type == "cpu"
         self._batch_tokens = CPU_BATCH_TOKENS if on_cpu else DEVICE_BATCH_TOKENS
         lanes = min(self._threads, MAX_LANES) if on_cpu else 1

@@ -60,8 +60,11 @@ def test_one_worker_per_model_and_flower_apart(home: DataDir) -> None:
     workers = made.worker_specs(released.append)
     assert [spec.name for spec in workers] == ["worker-smollm2-135m", "worker-all-minilm-l6-v2"]
     assert workers[0].argv == [
-        sys.executable, "-P", "-m", "workers", "--model", "smollm2-135m",
+        sys.executable, "-P", "-m", "workers", "--model", "smollm2-135m", "--name", "smollm2-135m",
     ]  # fmt: skip
+    # Other processes want the processors too.
+    assert "FOREBAY_WORKER__CPUS" not in workers[0].env
+    assert workers[0].env["FOREBAY_WORKER__PLACE"] == "cpu"
     (flower,) = made.flower_specs()
     assert "PROMETHEUS_MULTIPROC_DIR" not in flower.env
     assert [spec.name for spec in made.api_specs()] == ["api"]

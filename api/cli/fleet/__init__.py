@@ -1,0 +1,1 @@
+"""The workers of one machine: where each runs, kept running, replaced, watched."""
