@@ -78,6 +78,14 @@ bench-rabbitmq: $(READY) ## No-op jobs/s with RabbitMQ as the broker against Red
 bench-engine: $(READY) ## 64 chats through the whole stack against the engine alone
 	@$(BIN)/python -m loadtests.engine_bench
 
+.PHONY: bench-stall
+bench-stall: $(READY) ## How long 16 streams wait for their next token beside a prompt of 6,000
+	@$(BIN)/python -m loadtests.stall_bench
+
+.PHONY: kernel
+kernel: $(READY) ## Build the compiled attention kernel for this processor, or say why it can't be
+	@$(BIN)/python -m workers kernel
+
 .PHONY: bench-fairness
 bench-fairness: $(READY) ## Shares of tenants and bands, a newcomer's wait, a batch flood; against Celery and a FIFO
 	@$(BIN)/python -m loadtests.fairness

@@ -253,6 +253,12 @@ class Worker(_Section):
     metrics_port: Port = 0
     #: torch threads; 0 lets torch decide.
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
+    #: On the CPU a step that generates answers takes no more of new prompts than fits this time, so
+    #: that streams go on evenly beside long prompts; more of it serves prompts sooner.
+    max_step_ms: Annotated[float, Field(ge=1, le=10_000)] = 120.0
+    #: Attention on the CPU: `compiled` for AVX-512 (built at first use, needs a C++ compiler),
+    #: `torch`, or `auto`, which compiles where it can.
+    kernel: Literal["auto", "torch", "compiled"] = "auto"
     #: Longest a token delta waits for others before it is published.
     flush_interval_ms: Positive = 20
     #: Engine steps may stand still for this long while jobs run before the engine counts as dead.
