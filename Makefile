@@ -59,7 +59,7 @@ format: $(READY) ## Let ruff fix and format
 
 .PHONY: test-engine
 test-engine: $(READY) ## 120 prompts of the real model against `generate`; takes minutes
-	@ENGINE=1 $(BIN)/python -m pytest tests/integration/test_engine_equality.py
+	@ENGINE=1 $(BIN)/python -m pytest tests/integration/test_engine_equality.py $(PYTEST_ARGS)
 
 .PHONY: bench-submit
 bench-submit: $(READY) ## Accepted jobs/s against FastAPI + Celery and a bare handler

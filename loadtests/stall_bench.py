@@ -9,6 +9,7 @@ A gap is the time between two tokens of one stream while the long prompt waits f
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import random
 import threading
@@ -80,7 +81,7 @@ class Round:
                 times = self._times[name]
                 gaps += [
                     (later - earlier) * 1000
-                    for earlier, later in zip(times, times[1:], strict=False)
+                    for earlier, later in itertools.pairwise(times)
                     if later > begin and earlier < end
                 ]
         return gaps
@@ -202,7 +203,9 @@ def main() -> int:
         ]
         for name, into in found.items()
     ]
-    print(f"{STREAMS} streams, a prompt of {PROMPT_TOKENS:,} tokens, {MODEL}, {chosen.rounds} rounds")
+    print(
+        f"{STREAMS} streams, a prompt of {PROMPT_TOKENS:,} tokens, {MODEL}, {chosen.rounds} rounds"
+    )
     print(f"{where}\n")
     print(table(headings, rows), end="\n\n")
     if "bounded" not in found:

@@ -4,6 +4,7 @@ python -m workers --model NAME [--name N]   run one worker process
 python -m workers webhooks                  run one process that sends webhooks
 python -m workers pull NAME…                fetch and convert models; JSON progress lines
 python -m workers list                      catalogue and cache as JSON
+python -m workers kernel                    build the compiled kernel, or say why it can't be
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ def main(argv: list[str] | None = None) -> int:
             return _pull(settings, models, arguments.names)
         if arguments.command == "list":
             return _list(settings, models)
+        if arguments.command == "kernel":
+            return _kernel(settings)
         if arguments.command == "webhooks":
             return _webhooks(settings)
         if arguments.model is None:
@@ -92,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     pull = commands.add_parser("pull", help="fetch and convert models")
     pull.add_argument("names", nargs="+", metavar="NAME")
     commands.add_parser("list", help="catalogue and cache as JSON")
+    commands.add_parser("kernel", help="build the compiled kernel")
     commands.add_parser("webhooks", help="send webhooks")
     return parser
 
@@ -136,6 +140,19 @@ def _list(settings: Settings, models: dict[str, catalogue.ModelSpec]) -> int:
             }
         )
     print(orjson.dumps(rows).decode())
+    return 0
+
+
+def _kernel(settings: Settings) -> int:
+    from workers.engines.kernels.building import KernelError, built, isa
+
+    try:
+        if not (which := isa()):
+            raise KernelError("the processor has no AVX-512")
+        print(f"{which}: {built(settings.models, which)}")
+    except KernelError as error:
+        print(f"{error}; workers compute with torch alone", file=sys.stderr)
+        return 1 if settings.worker.kernel == "compiled" else 0
     return 0
 
 

@@ -84,7 +84,7 @@ class WorkerMetrics:
 
         self._kernel = Gauge(
             "forebay_workers_kernel_info",
-            "1 for what computes the steps of a chat model: reference, torch, avx512 or avx512bf16.",
+            "1 for what computes a chat model's steps: reference, torch, avx512 or avx512bf16.",
             (*common, "kernel"),
             multiprocess_mode="livemax",
             registry=registry,

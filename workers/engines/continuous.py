@@ -281,9 +281,7 @@ class ContinuousEngine:
             self._decoder.release(self._model)
             forward = self._decoder.kernel
         attended = "own" if self._own_attention else "reference"
-        log.info(
-            "attention_chosen", model=self._spec.name, attention=attended, forward=forward
-        )
+        log.info("attention_chosen", model=self._spec.name, attention=attended, forward=forward)
         self._on_kernel(forward)
 
     def _warm_up(self) -> None:

@@ -155,6 +155,7 @@ class _Layer:
     def _normed(self, qkv: torch.Tensor) -> torch.Tensor:
         if self._query_norm is None or self._key_norm is None:
             return qkv
-        heads, kv_heads = self._heads.heads, self._heads.kv_heads
-        query, key, value = qkv.split([heads, kv_heads, kv_heads], dim=1)
-        return torch.cat((self._query_norm(query), self._key_norm(key), value), dim=1)
+        heads = self._heads.heads
+        both = heads + self._heads.kv_heads
+        query, key = self._query_norm(qkv[:, :heads]), self._key_norm(qkv[:, heads:both])
+        return torch.cat((query, key, qkv[:, both:]), dim=1)

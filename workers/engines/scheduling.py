@@ -18,8 +18,11 @@ from workers.engines.pacing import Pace, price
 NAME = "bounded"
 #: Part of a step's prompt work that is the oldest prompt's.
 _OLDEST = 0.5
-#: Below this a part costs its step little more than nothing, and the prompt would take for ever.
-_LEAST_TOKENS = 32
+#: Prompt work of every step, however little time there is: or prompts would take for ever, and the
+#: places of a batch fill too slowly.
+_LEAST_WORK = 64.0
+#: A smaller part costs about as much as this one.
+_LEAST_TOKENS = 16
 
 
 class BoundedScheduler(FIFOScheduler):  # type: ignore[misc]
@@ -68,7 +71,7 @@ class BoundedScheduler(FIFOScheduler):  # type: ignore[misc]
 
     def _share(self, prompts: list[Any], places: int, found: set[str]) -> dict[str, int]:
         """Tokens of each prompt that come into a step with answers; the first is the oldest."""
-        room = self.pace.work()
+        room = max(_LEAST_WORK, self.pace.work())
         oldest, *others = prompts
         others.sort(key=lambda each: len(each.remaining_prefill_tokens))
         wanted, each_costs = self._lot(oldest, found)

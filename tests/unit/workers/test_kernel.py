@@ -1,4 +1,4 @@
-"""The compiled kernel against plain torch, over random shapes; both instruction sets where they are."""
+"""The compiled kernel against plain torch, over random shapes, for each instruction set here."""
 
 from __future__ import annotations
 

@@ -25,8 +25,8 @@ ISAS: dict[str, tuple[str, ...]] = {
 }
 #: OpenMP is not linked: its functions must be those torch has loaded, or two pools of threads
 #: would fight for the processors.
-_COMPILE = ("-std=c++17", "-O3", "-fPIC", "-fopenmp", "-fno-exceptions", "-fno-rtti")
-_COMPILE += ("-fno-math-errno", "-ffp-contract=fast", "-w")
+_COMPILE = ["-std=c++17", "-O3", "-fPIC", "-fopenmp", "-w"]
+_COMPILE += ["-fno-exceptions", "-fno-rtti", "-fno-math-errno"]
 _BUILD_S = 120.0
 
 

@@ -153,9 +153,7 @@ class Step:
         self._shape_at = ctypes.addressof(self._shape)
         self._step_at = ctypes.addressof(self._step)
 
-    def attend(
-        self, qkv: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
-    ) -> torch.Tensor:
+    def attend(self, qkv: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """Attention of a layer, [token, head * size]; writes its keys and values to the cache.
 
         `qkv` is [token, feature], contiguous, and is changed; `keys` and `values` are the layer's
@@ -220,9 +218,12 @@ def _try(kernel: Kernel, heads: Heads) -> None:
     generator = torch.Generator().manual_seed(0)
     features = heads.heads + 2 * heads.kv_heads
     qkv = torch.randn(count, features, heads.size, generator=generator).to(heads.dtype)
-    query, key, value = qkv.float().split([heads.heads, heads.kv_heads, heads.kv_heads], dim=1)
+    both = heads.heads + heads.kv_heads
+    by_head = qkv.float().transpose(0, 1).unsqueeze(0)
     expected = torch.nn.functional.scaled_dot_product_attention(
-        *(each.transpose(0, 1).unsqueeze(0) for each in (query, key, value)),
+        by_head[:, : heads.heads],
+        by_head[:, heads.heads : both],
+        by_head[:, both:],
         is_causal=True,
         scale=heads.scale,
         enable_gqa=True,
