@@ -42,6 +42,9 @@ class Found:
     """What the rounds of one kind gave."""
 
     gaps_ms: list[float] = field(default_factory=list)
+    #: Processor time the process used in each step, divided by the processors: about what the gap
+    #: is on a machine that does nothing else.
+    alone_ms: list[float] = field(default_factory=list)
     first_s: list[float] = field(default_factory=list)
 
 
@@ -51,15 +54,15 @@ class Round:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._times: dict[str, list[float]] = {}
-        self._gone: set[str] = set()
+        #: Wall clock and processor time of each delivery.
+        self._steps: list[tuple[float, float]] = []
 
     def deliver(self, outputs: list[Any]) -> None:
         now = time.perf_counter()
         with self._changed:
+            self._steps.append((now, time.process_time()))
             for output in outputs:
                 self._times.setdefault(output.request_id, []).append(now)
-                if output.is_finished():
-                    self._gone.add(output.request_id)
             self._changed.notify_all()
 
     def have(self, names: list[str], tokens: int) -> None:
@@ -85,6 +88,15 @@ class Round:
                     if later > begin and earlier < end
                 ]
         return gaps
+
+    def alone_ms(self, begin: float, end: float) -> list[float]:
+        cores = os.cpu_count() or 1
+        with self._changed:
+            return [
+                (later[1] - earlier[1]) * 1000 / cores
+                for earlier, later in itertools.pairwise(self._steps)
+                if later[0] > begin and earlier[0] < end
+            ]
 
 
 class Side:
@@ -125,6 +137,7 @@ class Side:
             while time.perf_counter() < end:
                 time.sleep(0.05)
         into.gaps_ms += self._round.gaps_ms(streams, begin, end)
+        into.alone_ms += self._round.alone_ms(begin, end)
         for name in streams:
             self._loop.cancel_request(name)
 
@@ -194,11 +207,13 @@ def main() -> int:
             side.stop()
             p99 = percentile(found[name].gaps_ms, 99)
             say(f"round {number + 1}/{chosen.rounds} {name}: p99 {p99:.0f} ms so far")
-    headings = ["beside the streams", "gap p50 ms", "p99", "max", "its first token, s"]
+    headings = ["beside the streams", "gap p50 ms", "p99", "max"]
+    headings += ["CPU ms / cores p50", "p99", "its first token, s"]
     rows = [
         [
             name,
             *(f"{percentile(into.gaps_ms, each):.0f}" for each in (50, 99, 100)),
+            *(f"{percentile(into.alone_ms, each):.0f}" for each in (50, 99)),
             " ".join(f"{each:.1f}" for each in into.first_s),
         ]
         for name, into in found.items()

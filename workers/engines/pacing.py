@@ -9,7 +9,7 @@ busy one smaller ones, and the answers beside them keep their pace.
 from __future__ import annotations
 
 #: Tokens before a part of a prompt whose keys cost as much as all the rest of the model.
-SPAN_TOKENS = 3072
+SPAN_TOKENS = 2048
 #: First guesses, of a small model on two processors; a few steps replace them.
 _BASE_S = 0.04
 _RATE_S = 0.0006
