@@ -50,11 +50,12 @@ def main(argv: list[str] | None = None) -> int:
         print(objection, file=sys.stderr)
         return 2
     from workers.bootstrap import WorkerProcess
+    from workers.engines.kernels.building import KernelError
     from workers.sources import SourceError
 
     try:
         return WorkerProcess(settings, spec, name=arguments.name or spec.name).run()
-    except SourceError as error:
+    except (SourceError, KernelError) as error:
         print(error, file=sys.stderr)
         return 1
 
