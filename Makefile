@@ -63,7 +63,7 @@ format: $(READY) ## Let ruff fix and format
 
 .PHONY: test-engine
 test-engine: $(READY) ## 120 prompts of the real model against `generate`; takes minutes
-	@ENGINE=1 $(BIN)/python -m pytest tests/integration/test_engine_equality.py
+	@ENGINE=1 $(BIN)/python -m pytest tests/integration/test_engine_equality.py $(PYTEST_ARGS)
 
 VLLM := .venv-vllm
 
@@ -116,6 +116,14 @@ bench-embeddings: $(READY) ## 64 clients embedding short texts through the whole
 .PHONY: bench-masks
 bench-masks: $(READY) ## What holding answers to a JSON schema costs a step, at 16 and 64 chats
 	@$(BIN)/python -m loadtests.mask_cost
+
+.PHONY: bench-stall
+bench-stall: $(READY) ## How long 16 streams wait for their next token beside a prompt of 6,000
+	@$(BIN)/python -m loadtests.stall_bench
+
+.PHONY: kernel
+kernel: $(READY) ## Build the compiled attention kernel for this processor, or say why it can't be
+	@$(BIN)/python -m workers kernel
 
 .PHONY: bench-fairness
 bench-fairness: $(READY) ## Shares of tenants and bands, a newcomer's wait, a batch flood; against Celery and a FIFO

@@ -288,6 +288,12 @@ class Worker(_Section):
     device_memory_mib: Annotated[int, Field(ge=0)] = 0
     #: What `forebay workers` shows as the place it runs; empty: what the process finds out.
     place: Annotated[str, Field(max_length=200)] = ""
+    #: On the CPU a step that generates answers takes no more of new prompts than fits this time, so
+    #: that streams go on evenly beside long prompts; more of it serves prompts sooner.
+    max_step_ms: Annotated[float, Field(ge=1, le=10_000)] = 120.0
+    #: Attention on the CPU: `compiled` for AVX-512 (built at first use, needs a C++ compiler),
+    #: `torch`, or `auto`, which compiles where it can.
+    kernel: Literal["auto", "torch", "compiled"] = "auto"
     #: Longest a token delta waits for others before it is published.
     flush_interval_ms: Positive = 20
     #: Engine steps may stand still for this long while jobs run before the engine counts as dead.

@@ -75,9 +75,12 @@ class Own(Offline):
         import torch
 
         from workers.engines.batching import BatchingLoop
-        from workers.engines.decoder import Decoder
+        from workers.engines.decoder import Decoder, heads_of
+        from workers.engines.kernels import native
 
-        self._decoder = Decoder(self._model)
+        kernel = native.choose("auto", Models(), heads_of(self._model))
+        self._decoder = Decoder(self._model, kernel)
+        self._decoder.release(self._model)
         torch.set_num_threads(1)
         self._changed = threading.Condition()
         self._lengths: list[int] = []

@@ -5,6 +5,7 @@ python -m workers webhooks                  run one process that sends webhooks
 python -m workers pull NAME…                fetch and convert models; JSON progress lines
 python -m workers list                      catalogue and cache as JSON
 python -m workers verify NAME…              check fetched models against their digests; JSON
+python -m workers kernel                    build the compiled kernel, or say why it can't be
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ def main(argv: list[str] | None = None) -> int:
             return _list(settings, models)
         if arguments.command == "verify":
             return _verify(settings, models, arguments.names)
+        if arguments.command == "kernel":
+            return _kernel(settings)
         if arguments.command == "webhooks":
             return _webhooks(settings)
         if arguments.model is None:
@@ -50,11 +53,12 @@ def main(argv: list[str] | None = None) -> int:
         print(objection, file=sys.stderr)
         return 2
     from workers.bootstrap import WorkerProcess
+    from workers.engines.kernels.building import KernelError
     from workers.sources import SourceError
 
     try:
         return WorkerProcess(settings, spec, name=arguments.name or spec.name).run()
-    except SourceError as error:
+    except (SourceError, KernelError) as error:
         print(error, file=sys.stderr)
         return 1
 
@@ -97,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("list", help="catalogue and cache as JSON")
     verify = commands.add_parser("verify", help="check fetched models against their digests")
     verify.add_argument("names", nargs="+", metavar="NAME")
+    commands.add_parser("kernel", help="build the compiled kernel")
     commands.add_parser("webhooks", help="send webhooks")
     return parser
 
@@ -155,6 +160,19 @@ def _verify(settings: Settings, models: dict[str, catalogue.ModelSpec], names: l
         rows.append({"model": spec.name, "problems": problems})
     print(orjson.dumps(rows).decode())
     return 1 if any(row["problems"] for row in rows) else 0
+
+
+def _kernel(settings: Settings) -> int:
+    from workers.engines.kernels.building import KernelError, built, isa
+
+    try:
+        if not (which := isa()):
+            raise KernelError("the processor has no AVX-512")
+        print(f"{which}: {built(settings.models, which)}")
+    except KernelError as error:
+        print(f"{error}; workers compute with torch alone", file=sys.stderr)
+        return 1 if settings.worker.kernel == "compiled" else 0
+    return 0
 
 
 def leave(code: int) -> NoReturn:

@@ -58,12 +58,13 @@ def make_engine(
     on_step: Callable[[int], None] | None = None,
     on_lost: Callable[[], None] | None = None,
     on_dead: Callable[[], None] | None = None,
+    on_kernel: Callable[[str], None] | None = None,
 ) -> Engine:
     """The engine of a model, not started yet; its files are here.
 
     `on_stage` hears of `loading` and, while the engine starts, of `warming`; `on_step` gets the
     requests of each step, `on_lost` is called when the engine was lost, `on_dead` when it can't be
-    rebuilt. Raises `SourceError`.
+    rebuilt; `on_kernel` gets what computes a chat model's steps. Raises `SourceError`.
     """
     say = on_stage or (lambda _: None)
     if settings.worker.engine == "simulated":
@@ -109,9 +110,13 @@ def make_engine(
         threads=settings.worker.threads,
         stall_s=settings.worker.stall_s,
         on_loaded=lambda: say("warming"),
+        step_ms=settings.worker.max_step_ms,
+        kernel=settings.worker.kernel,
+        models=settings.models,
         on_step=on_step,
         on_lost=on_lost,
         on_dead=on_dead,
+        on_kernel=on_kernel,
     )
 
 
@@ -172,6 +177,7 @@ class WorkerProcess:
                 on_step=metrics.step,
                 on_lost=metrics.engine_lost,
                 on_dead=self._engine_dead,
+                on_kernel=metrics.kernel,
             )
             self._engine = engine
             unbind()

@@ -82,6 +82,13 @@ class WorkerMetrics:
             registry=registry,
         ).labels(model, engine)
 
+        self._kernel = Gauge(
+            "forebay_workers_kernel_info",
+            "1 for what computes a chat model's steps: reference, torch, avx512 or avx512bf16.",
+            (*common, "kernel"),
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
         self._answers = Counter(
             "forebay_workers_answers_total",
             "Answers that may be kept: computed, kept from before, or shared with one under way.",
@@ -134,6 +141,10 @@ class WorkerMetrics:
 
     def lease_lost(self) -> None:
         self._lost.inc()
+
+    def kernel(self, name: str) -> None:
+        """What computes the steps, known once the engine has started."""
+        self._child(self._kernel, name).set(1)
 
     def engine_lost(self) -> None:
         self._engine_lost.inc()

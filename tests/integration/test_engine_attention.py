@@ -11,12 +11,15 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
 from config.catalogue import ModelSpec
+from config.settings import Models
 from tests.conftest import PATIENCE_S
 from tests.integration.real_models import real_model
 from workers.admission import Sampling
 from workers.engines import attention
 from workers.engines.batching import BatchingLoop, batching_config
-from workers.engines.decoder import Decoder
+from workers.engines.decoder import Decoder, heads_of
+from workers.engines.kernels import native
+from workers.engines.kernels.native import Kernel
 from workers.engines.sampling import SamplingProcessors
 from workers.loader import load_model, load_tokenizer
 
@@ -32,10 +35,19 @@ Prompts = list[list[int]]
 
 
 class Run:
-    """One loop over a model; `own` attention or the reference, `forward` the own forward pass."""
+    """One loop over a model; `own` attention or the reference, `forward` the own forward pass.
+
+    `kernel` is what that one computes attention with.
+    """
 
     def __init__(
-        self, model: Any, *, own: bool, forward: bool = False, sharing: bool = True
+        self,
+        model: Any,
+        *,
+        own: bool,
+        forward: bool = False,
+        sharing: bool = True,
+        kernel: Kernel | None = None,
     ) -> None:
         config = batching_config(SPEC, model.device)
         config.allow_block_sharing = sharing
@@ -51,7 +63,7 @@ class Run:
             on_step=lambda _: None,
             threads=1,
             own_attention=own,
-            decoder=Decoder(model) if forward else None,
+            decoder=Decoder(model, kernel) if forward else None,
         )
 
     def __enter__(self) -> Run:
@@ -161,6 +173,53 @@ def test_a_batch_gets_the_tokens_of_generate_and_of_the_reference(
     with Run(tiny, own=False, sharing=sharing) as run:
         assert tiny.config._attn_implementation == "sdpa"
         assert run.batch(prompts, 12) == expected
+
+
+def _kernel(model: Any) -> Kernel:
+    kernel = native.choose("auto", Models(), heads_of(model))
+    return kernel or pytest.skip("the kernel can't be had here")
+
+
+@pytest.mark.parametrize("sharing", [True, False], ids=["sharing", "no sharing"])
+def test_the_kernel_gives_the_same(
+    tiny: Any, mixed: tuple[Prompts, list[list[int]]], sharing: bool
+) -> None:
+    prompts, expected = mixed
+    with Run(tiny, own=True, forward=True, sharing=sharing, kernel=_kernel(tiny)) as run:
+        assert run.batch(prompts, 12) == expected
+        run.results.clear()
+        for number in range(0, len(prompts), 10):
+            run.add(str(number), prompts[number], 12)
+            assert run.wait(str(number)) == [expected[number]]
+
+
+@pytest.mark.parametrize("kind", [LlamaConfig, Qwen2Config, Qwen3Config])
+def test_the_kernel_takes_a_long_prompt_in_parts_beside_others(kind: type[LlamaConfig]) -> None:
+    model = _tiny(kind, num_attention_heads=6, num_key_value_heads=2)
+    prompts = _random_prompts([20, 20, 20, 1300, 700])
+    expected = _generate(model, prompts, 24)
+    with Run(model, own=True, forward=True, kernel=_kernel(model)) as run:
+        generating = threading.Event()
+        run.on_output = lambda output: generating.set()
+        for number in range(3):
+            run.add(str(number), prompts[number], 24, every=True)
+        assert generating.wait(30)
+        for number in range(3, 5):
+            run.add(str(number), prompts[number], 24)
+        assert run.wait(*map(str, range(5))) == expected
+
+
+def test_a_decoder_goes_on_without_the_weights_of_its_model() -> None:
+    model = _tiny()
+    prompts = _random_prompts([20, 70])
+    expected = _generate(model, prompts, 8)
+    with Run(model, own=True, forward=True) as run:
+        decoder = run.loop._decoder
+        assert decoder is not None
+        before = sum(each.numel() for each in model.parameters())
+        decoder.release(model)
+        assert sum(each.numel() for each in model.parameters()) < before / 2
+        assert run.batch(prompts, 8) == expected
 
 
 def test_a_request_alone_gets_the_same(tiny: Any, mixed: tuple[Prompts, list[list[int]]]) -> None:
@@ -309,6 +368,9 @@ def test_a_real_model_gives_the_tokens_of_generate(real: tuple[Any, Any]) -> Non
         assert run.batch(prompts, 5) == expected
     with Run(model, own=False) as run:
         assert run.batch(prompts, 5) == expected
+    if kernel := native.choose("auto", Models(), heads_of(model)):
+        with Run(model, own=True, forward=True, kernel=kernel) as run:
+            assert run.batch(prompts[::4], 5) == expected[::4]
 
 
 class Forced(SamplingProcessors):
@@ -332,10 +394,17 @@ class Forced(SamplingProcessors):
         return scores
 
 
-def _forced(model: Any, prompts: Prompts, answers: list[list[int]], *, own: bool) -> torch.Tensor:
+def _forced(
+    model: Any,
+    prompts: Prompts,
+    answers: list[list[int]],
+    *,
+    own: bool,
+    kernel: Kernel | None = None,
+) -> torch.Tensor:
     """Log-probabilities of every next token, [request * position, token]."""
     named = {str(number): answer for number, answer in enumerate(answers)}
-    run = Run(model, own=own, forward=own)
+    run = Run(model, own=own, forward=own, kernel=kernel)
     run.loop.logit_processor = processor = Forced(named)
     with run:
         assert run.batch(prompts, len(answers[0])) == answers
@@ -350,7 +419,9 @@ def test_bfloat16_is_as_close_to_float32_as_the_reference(real: tuple[Any, Any])
     exact = _forced(model, prompts, answers, own=False)
     model.to(torch.bfloat16)
     try:
-        own = _forced(model, prompts, answers, own=True)
+        ways = {"torch": _forced(model, prompts, answers, own=True)}
+        if kernel := native.choose("auto", Models(), heads_of(model)):
+            ways["compiled"] = _forced(model, prompts, answers, own=True, kernel=kernel)
         reference = _forced(model, prompts, answers, own=False)
     finally:
         model.to(torch.float32)
@@ -360,7 +431,10 @@ def test_bfloat16_is_as_close_to_float32_as_the_reference(real: tuple[Any, Any])
         agreement = (found.argmax(-1) == exact.argmax(-1)).float().mean()
         return divergence.item(), agreement.item()
 
-    (own_kl, own_same), (reference_kl, reference_same) = distance(own), distance(reference)
-    # Its scores are rounded to bfloat16 before the softmax; that costs some of what is tiny anyway.
-    assert own_kl < 2 * reference_kl + 1e-4
-    assert own_same >= reference_same - 0.02
+    reference_kl, reference_same = distance(reference)
+    for way, found in ways.items():
+        own_kl, own_same = distance(found)
+        # torch's scores are rounded to bfloat16 before the softmax, the kernel's weights after it;
+        # that costs some of what is tiny anyway.
+        assert own_kl < 2 * reference_kl + 1e-4, way
+        assert own_same >= reference_same - 0.02, way

@@ -24,8 +24,11 @@ from workers.engines.plans import Bucket, Layout, Piece, Plan
 NAME = "paged_cpu_flash"
 #: Models whose attention is softmax(q k^T * scale) v and nothing more.
 _PLAIN = frozenset({"llama", "mistral", "qwen2", "qwen3", "smollm3"})
-#: Rows of a prompt that are taken at once; bounds the scores held and the part masked for nothing.
+#: Rows of a prompt that are taken at once: at most, which bounds the part masked for nothing, and
+#: by the scores held, since more of them than the caches hold cost several times as much each.
 _TILE = 128
+_TILE_SCORES = 2**21
+_LEAST_ROWS = 16
 
 
 def paged_attention(
@@ -98,8 +101,9 @@ def _prefill(
     """Causal attention of the last `len(queries)` positions of one request, written to `out`."""
     heads, length, size = keys.shape
     count = len(queries)
-    for begin in range(0, count, _TILE):
-        end = min(begin + _TILE, count)
+    rows = max(_LEAST_ROWS, min(_TILE, _TILE_SCORES // (length * queries.size(1))))
+    for begin in range(0, count, rows):
+        end = min(begin + rows, count)
         # Keys up to the tile's last query; only those of the tile itself need a mask.
         seen = length - count + end
         own = end - begin

@@ -39,6 +39,8 @@ from workers.engines.sampling import SamplingProcessors
 PAGE_TOKENS = 32
 #: Tokens of one step on the CPU, prompts included; more makes running answers wait longer.
 CPU_BATCH_TOKENS = 512
+#: Longest a step with answers in it should take, where nothing else is said.
+STEP_MS = 120.0
 
 scheduling.register()
 
@@ -107,6 +109,7 @@ class BatchingLoop(ContinuousBatchingManager):  # type: ignore[misc]
         threads: int,
         own_attention: bool = False,
         decoder: Decoder | None = None,
+        step_ms: float = STEP_MS,
     ) -> None:
         # Chosen first: transformers lays its tensors out by it.
         if own_attention:
@@ -123,6 +126,8 @@ class BatchingLoop(ContinuousBatchingManager):  # type: ignore[misc]
         self.output_router = _Router(deliver)
         self._on_step = on_step
         self._threads = threads
+        #: Longest a step with answers in it should take.
+        self._step_s = step_ms / 1000
         #: Prompt tokens found in the cache, by request.
         self.cached: dict[str, int] = {}
         #: Steps done.
@@ -191,6 +196,8 @@ class BatchingLoop(ContinuousBatchingManager):  # type: ignore[misc]
             self.capacity_tokens = processor.cache.num_blocks * PAGE_TOKENS
         finally:
             self._cache_settled.set()
+        if isinstance(processor.scheduler, scheduling.BoundedScheduler):
+            processor.scheduler.pace.target_s = self._step_s
         search = processor.cache.search_prefix_match
 
         def noting(request_id: str, tokens: list[int]) -> int:
@@ -205,11 +212,18 @@ class BatchingLoop(ContinuousBatchingManager):  # type: ignore[misc]
     def _batch_processor(self) -> Any:
         processor = super()._create_batch_processor()
         if self._own_attention and (lacking := attention.install(processor)):
+            if self._decoder is not None and self._decoder.alone:
+                raise RuntimeError("the model has given its weights away")
             log.warning("own_attention_unavailable", lacking=lacking)
             attention.switch_back(self.model)
             self._decoder = None
             processor = super()._create_batch_processor()
         return processor
+
+    @property
+    def own_forward(self) -> bool:
+        """Whether steps are computed by the decoder; once the cache is made."""
+        return self._decoder is not None
 
     def _generation_step(self) -> None:
         self.batch_processor._generation_step(self._decoder or self.model)

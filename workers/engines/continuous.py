@@ -21,6 +21,7 @@ import torch
 
 from config.catalogue import ModelSpec
 from config.logs import get_logger
+from config.settings import Models
 from workers.admission import Generation, Limits, Sampling, admit_generation, admit_prompt
 from workers.engine import (
     EngineError,
@@ -31,8 +32,9 @@ from workers.engine import (
 )
 from workers.engines import attention, decoder
 from workers.engines.answers import Answer, OnPiece
-from workers.engines.batching import BatchingLoop, batching_config
+from workers.engines.batching import STEP_MS, BatchingLoop, batching_config
 from workers.engines.choices import Choices, seed_of
+from workers.engines.kernels import native
 from workers.engines.vocabulary import Vocabulary
 from workers.loader import device, dtype_for, load_model, load_tokenizer
 from workers.prompts import PromptBuilder
@@ -63,18 +65,27 @@ class ContinuousEngine:
         threads: int = 0,
         stall_s: float = 60.0,
         on_loaded: Callable[[], None] | None = None,
+        step_ms: float = STEP_MS,
+        kernel: native.Choice = "auto",
+        models: Models | None = None,
         on_step: Callable[[int], None] | None = None,
         on_lost: Callable[[], None] | None = None,
         on_dead: Callable[[], None] | None = None,
+        on_kernel: Callable[[str], None] | None = None,
     ) -> None:
         self.capacity = spec.max_batch
         self._spec = spec
         self._folder = folder
         self._threads = threads or os.cpu_count() or 1
         self._on_loaded = on_loaded or (lambda: None)
+        self._step_ms = step_ms
+        self._kernel = kernel
+        #: Beside these the compiled kernel is kept.
+        self._models = models or Models()
         self._on_step = on_step or (lambda _: None)
         self._on_lost = on_lost or (lambda: None)
         self._on_dead = on_dead or (lambda: None)
+        self._on_kernel = on_kernel or (lambda _: None)
         self._watchdog = Watchdog(self._pulse, self._revive, stall_s=stall_s)
         #: Held while the loop is replaced.
         self._lifecycle = threading.Lock()
@@ -101,15 +112,10 @@ class ContinuousEngine:
             self._spec, self._folder, dtype=dtype_for(self._spec, where), where=where
         )
         self._own_attention = self._spec.attention == "auto" and attention.suits(self._model)
-        chosen = "own" if self._own_attention else "reference"
         if self._own_attention and decoder.suits(self._model):
-            self._decoder = decoder.Decoder(self._model)
-        log.info(
-            "attention_chosen",
-            model=self._spec.name,
-            attention=chosen,
-            forward="reference" if self._decoder is None else "own",
-        )
+            heads = decoder.heads_of(self._model)
+            kernel = native.choose(self._kernel, self._models, heads)
+            self._decoder = decoder.Decoder(self._model, kernel)
         tokenizer = load_tokenizer(self._folder)
         self._prompts = PromptBuilder(tokenizer)
         limits = Limits.of(self._spec, vocabulary=self._model.config.get_text_config().vocab_size)
@@ -126,6 +132,7 @@ class ContinuousEngine:
         self._on_loaded()
         self._warm_up()
         self._measure()
+        self._settle()
         self._watchdog.start()
 
     def submit(self, request: EngineRequest) -> Future[EngineResult]:
@@ -301,9 +308,21 @@ class ContinuousEngine:
             threads=self._threads,
             own_attention=self._own_attention,
             decoder=self._decoder,
+            step_ms=self._step_ms,
         )
         loop.start()
         return loop
+
+    def _settle(self) -> None:
+        """Tell what computes the steps; the model's weights go where the decoder has its own."""
+        assert self._loop is not None
+        forward = "reference"
+        if self._decoder is not None and self._loop.own_forward:
+            self._decoder.release(self._model)
+            forward = self._decoder.kernel
+        attended = "own" if self._own_attention else "reference"
+        log.info("attention_chosen", model=self._spec.name, attention=attended, forward=forward)
+        self._on_kernel(forward)
 
     def _warm_up(self) -> None:
         """The first steps of each kind cost seconds; nobody's request shall pay them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -76,11 +77,20 @@ class Plan:
         layout: Layout,
         views: dict[int, tuple[torch.Tensor, torch.Tensor]],
     ) -> None:
+        self.pieces = pieces
+        self.layout = layout
         #: Keys and values in the cache, by layer.
         self.views = views
-        single = sorted((p for p in pieces if p.queries == 1), key=lambda p: -p.length)
-        self.buckets = [_bucket(group, layout) for group in _group(single)]
-        self.prompts = [_prompt(piece, layout) for piece in pieces if piece.queries > 1]
+
+    @cached_property
+    def buckets(self) -> list[Bucket]:
+        """The requests that generate."""
+        single = sorted((p for p in self.pieces if p.queries == 1), key=lambda p: -p.length)
+        return [_bucket(group, self.layout) for group in _group(single)]
+
+    @cached_property
+    def prompts(self) -> list[Prompt]:
+        return [_prompt(piece, self.layout) for piece in self.pieces if piece.queries > 1]
 
 
 def _group(pieces: Sequence[Piece]) -> list[list[Piece]]:

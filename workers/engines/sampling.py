@@ -116,8 +116,9 @@ class SamplingProcessors(ContinuousBatchingLogitsProcessorList):  # type: ignore
     def _shape(self, scores: torch.Tensor) -> None:
         """Penalties, biases and grammars; a row that can't be used is made harmless and noted."""
         self.spoilt = []
-        # What is not a number in a hidden state is none in every score.
-        bad = set(scores[:, 0].isnan().nonzero().flatten().tolist())
+        # One number that is none, or infinite, makes the sum so.
+        total = scores.sum(dim=-1)
+        bad = set((total.isnan() | (total == torch.inf)).nonzero().flatten().tolist())
         for row, (state, sampling) in enumerate(self._rows):
             guide = _progress(state).guide
             if row not in bad and (sampling.shapes or guide is not None):

@@ -13,7 +13,7 @@ import os
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from workers.engine import (
     RequestCancelledError,
 )
 from workers.engines.answers import Answer
+from workers.engines.vocabulary import Vocabulary
 from workers.prompts import PromptBuilder
 from workers.supervision import Pulse, Watchdog
 
@@ -95,8 +96,10 @@ class VllmEngine:
         self._thread.start()
         self._engine = self._await(self._load())
         config = self._engine.model_config
-        self._limits = Limits.of(self._spec, vocabulary=config.get_vocab_size())
+        limits = Limits.of(self._spec, vocabulary=config.get_vocab_size())
+        self._limits = replace(limits, steering=False, choices=1)
         self._ends = _end_tokens(self._folder)
+        self._vocabulary = Vocabulary(self._prompts.template, limits.vocabulary, self._ends)
         self._on_loaded()
         body = {"prompt": list(range(3, 35)), "max_tokens": 4}
         for number, temperature in enumerate((0.0, 1.0)):
@@ -112,12 +115,14 @@ class VllmEngine:
         prompt, param = self._prompts.prompt(request.endpoint, request.body)
         admit_prompt(prompt, self._limits, param=param)
         generation = admit_generation(request.body, len(prompt), self._limits, param=param)
+        on_text = request.on_text
         answer = Answer(
             prompt=prompt,
             generation=generation,
             tokenizer=self._prompts.template,
+            vocabulary=self._vocabulary,
             end_tokens=self._ends,
-            on_text=request.on_text,
+            on_piece=None if on_text is None else lambda text, _: on_text(text),
         )
         running = _Running(answer, [])
         with self._lock:

@@ -1,0 +1,1 @@
+"""A compiled kernel for the CPU, built where it is used; everything also runs without it."""
