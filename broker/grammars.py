@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
+from urllib.parse import unquote
 
 import orjson
 from llguidance import LLMatcher, LLParserLimits
@@ -43,6 +44,8 @@ _ANNOTATIONS: Final = frozenset(
 )
 #: Keys whose values name schemas; their own keys are the caller's.
 _NAMED: Final = ("properties", "patternProperties", "$defs", "definitions")
+#: Keys whose values are no schemas.
+_VALUES: Final = ("enum", "const", "default", "examples")
 #: What the library says, by its beginning, and what is told of it: nothing the caller wrote.
 _REASONS: Final[Mapping[str, str]] = {
     "Unsatisfiable schema": "Nothing satisfies it.",
@@ -172,8 +175,27 @@ def _parts(schema: Any, param: str, depth: int = 0) -> Iterator[Mapping[str, Any
             if key in _NAMED and isinstance(value, dict):
                 for entry in value.values():
                     yield from _parts(entry, param, depth + 2)
-            elif key not in ("enum", "const", "default", "examples"):
+            elif key not in _VALUES:
                 yield from _parts(value, param, depth + 1)
+
+
+def _leads_to_a_part(reference: Any) -> bool:
+    """Whether a `$ref` can only name what `_parts` goes through: nothing else was checked.
+
+    The library follows it anywhere, into examples too.
+    """
+    root, *keys = unquote(str(reference)).split("/")
+    if root != "#":
+        return False
+    names = False
+    for key in keys:
+        if names:
+            names = False
+        elif key in _VALUES:
+            return False
+        else:
+            names = key in _NAMED
+    return True
 
 
 def _check_part(part: Mapping[str, Any], param: str) -> None:
@@ -181,6 +203,8 @@ def _check_part(part: Mapping[str, Any], param: str) -> None:
         raise GrammarError("x-guidance is not supported.", param)
     if "allOf" in part:
         raise GrammarError("These keywords are not supported: allOf.", param)
+    if "$ref" in part and not _leads_to_a_part(part["$ref"]):
+        raise GrammarError("A $ref may only lead to a schema within it, by its path.", param)
     for key in ("$ref", "anyOf", "oneOf"):
         if key in part and not part.keys() <= _ANNOTATIONS | {key, "type"}:
             raise GrammarError(f"{key} can't be combined with other keywords.", param)

@@ -143,6 +143,8 @@ class WorkerStatus:
     seen_ms: int
     #: The devices or processors it runs on, to be read by people.
     place: str = ""
+    #: Jobs among `jobs` that wait for an answer which another job computes: they make no steps.
+    waiting: int = 0
 
     @property
     def is_starting(self) -> bool:

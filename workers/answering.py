@@ -12,7 +12,8 @@ import hashlib
 import threading
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
@@ -86,11 +87,12 @@ class Patience:
         if self._until is not None:
             waits.append(self._until - time.monotonic())
         self._event.wait(max(0.0, min(waits)) if waits else None)
+        # Before looking: what comes from here on is heard by the next wait.
+        self._event.clear()
         if self._stopped:
             raise ImpatientError(stopped=True)
         if self._given is None and self._until is not None and self._until <= time.monotonic():
             raise ImpatientError(stopped=False)
-        self._event.clear()
         return self._given
 
 
@@ -119,6 +121,7 @@ class AnswerDesk:
         #: Who waits for each answer that this process computes or looks for.
         self._followed: dict[AnswerKey, list[Patience]] = {}
         self._claims: dict[AnswerKey, str] = {}
+        self._waiting = 0
         self._resting_until = 0.0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._prolong, name="answers", daemon=True)
@@ -130,6 +133,11 @@ class AnswerDesk:
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join()
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that wait now for what another one computes."""
+        return self._waiting
 
     def key(self, job: Job, body: dict[str, Any]) -> AnswerKey | None:
         """None: this request's answer is one of many, or isn't to be kept."""
@@ -159,7 +167,9 @@ class AnswerDesk:
                     break
                 followers.append(patience)
             waited = True
-            if (given := patience.wait()) is not None:
+            with self._counted():
+                given = patience.wait()
+            if given is not None:
                 return given
         answer = shared = None
         try:
@@ -181,10 +191,12 @@ class AnswerDesk:
         waited: bool,
     ) -> Answer:
         found = self._find(key, asker)
-        while found is not None and found.answer is None and not found.claimed:
+        if _elsewhere(found):
             waited = True
-            patience.wait(_LOOK_EVERY_S)
-            found = self._find(key, asker)
+            with self._counted():
+                while _elsewhere(found):
+                    patience.wait(_LOOK_EVERY_S)
+                    found = self._find(key, asker)
         if found is None:
             return Answer(compute(), "computed")
         if found.answer is not None:
@@ -193,10 +205,20 @@ class AnswerDesk:
             self._claims[key] = asker
         try:
             result = compute()
+            return Answer(result, "computed", self._keep(key, asker, result))
         except BaseException:
             self._drop(key, asker)
             raise
-        return Answer(result, "computed", self._keep(key, asker, result))
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        with self._lock:
+            self._waiting += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._waiting -= 1
 
     @staticmethod
     def _read(
@@ -255,6 +277,11 @@ class AnswerDesk:
                 except BrokerError as error:
                     self._rest(error)
                     break
+
+
+def _elsewhere(found: Found | None) -> bool:
+    """Another process computes it."""
+    return found is not None and found.answer is None and not found.claimed
 
 
 def encoded(result: EngineResult) -> bytes:

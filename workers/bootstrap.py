@@ -35,6 +35,7 @@ from workers import tasks
 from workers.answering import AnswerDesk
 from workers.device_metrics import DeviceMetrics
 from workers.engine import Engine
+from workers.identity import fingerprint
 from workers.metrics import WorkerMetrics
 from workers.pinning import place_of, unbind
 from workers.publisher import DeltaPublisher
@@ -135,6 +136,7 @@ class WorkerProcess:
         self._engine_name = "simulated" if simulated else spec.engine
         self._place = settings.worker.place or place_of(os.environ)
         self._engine: Engine | None = None
+        self._answers: AnswerDesk | None = None
         self._dead = False
 
     def run(self) -> int:
@@ -182,7 +184,7 @@ class WorkerProcess:
             self._engine = engine
             unbind()
             engine.start()
-            answers = self._desk(client)
+            answers = self._answers = self._desk(client)
             runner = Runner(
                 engine=engine,
                 registry=registry,
@@ -225,10 +227,7 @@ class WorkerProcess:
         kept, spec = self._settings.answers, self._spec
         if not kept.ttl_s or not spec.keeps_answers:
             return None
-        simulated = self._settings.worker.engine == "simulated"
-        what = f"{spec.source}|{spec.file}|{spec.sha256}|{spec.dtype}|{simulated}"
-        if spec.kind == "classifier":
-            what += f"|{spec.threshold}|{spec.thresholds}|{spec.harmless}"
+        what = fingerprint(spec, self._settings)
         store = RedisAnswers(client, ttl_s=kept.ttl_s, most=kept.most)
         desk = AnswerDesk(store, spec, fingerprint=what, max_bytes=kept.max_bytes)
         desk.start()
@@ -299,6 +298,7 @@ class WorkerProcess:
             started_ms=self._started_ms,
             seen_ms=time.time_ns() // 1_000_000,
             place=self._place,
+            waiting=self._answers.waiting if self._answers else 0,
         )
 
 

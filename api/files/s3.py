@@ -64,8 +64,8 @@ class S3FileStore(Drafts):
         with _told(missing=False):
             for page in obstore.list(self._store, chunk_size=_PAGE):
                 found += [each["path"] for each in page if each["last_modified"] < before]
-        # Whatever else lies below the prefix isn't ours.
-        return [name for name in found if "/" not in name]
+        # Whatever else lies below the prefix isn't ours, and what is told here may be removed.
+        return [name for name in found if name.startswith("file-") and "/" not in name]
 
 
 class _Object(io.RawIOBase):

@@ -131,7 +131,8 @@ def test_a_prefix_is_a_world_of_its_own(server: str, tmp_path: Path) -> None:
     one = S3FileStore(_bucket(server, "one"), tmp_path)
     two = S3FileStore(_bucket(server, "two/"), tmp_path)
     _keep(one, "file-1", b"x")
-    obstore.put(_bucket(server, "one"), "sub/file-3", b"not ours")
+    for theirs in ("sub/file-3", "backup", "archive-2026"):
+        obstore.put(_bucket(server, "one"), theirs, b"not ours")
     assert (one.older_than(-5), two.older_than(-5)) == (["file-1"], [])
     assert obstore.head(_bucket(server, ""), "one/file-1")["size"] == 1
     with pytest.raises(ObjectMissingError):

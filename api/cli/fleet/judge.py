@@ -50,7 +50,8 @@ class Judge:
         for pid, status in heard.items():
             owner, steps, since = self._known.get(pid, ("", -1, now))
             back = self._silent.pop(pid, None) is not None
-            if back or owner != status.owner or steps != status.steps or not status.jobs:
+            idle = status.jobs <= status.waiting
+            if back or owner != status.owner or steps != status.steps or idle:
                 since = now
             self._known[pid] = (status.owner, status.steps, since)
             if status.state in ("ready", "draining") and now - since > self._stall_s:

@@ -60,6 +60,12 @@ def test_what_gets_on_is_left_alone(judge: Judge, clock: Clock, change: dict[str
     assert _after(judge, clock, 29, _said(**change)) == []
 
 
+def test_jobs_that_wait_for_others_answers_take_no_steps(judge: Judge, clock: Clock) -> None:
+    for _ in range(3):
+        assert _after(judge, clock, 29, _said(waiting=2)) == []
+    assert _after(judge, clock, 31, _said(waiting=1)) == ["stalled"]
+
+
 def test_a_start_may_take_long(judge: Judge, clock: Clock) -> None:
     for state in ("fetching", "loading", "warming"):
         assert _after(judge, clock, 31, _said(state=state, steps=0)) == []

@@ -43,6 +43,8 @@ def test_a_body_without_a_form_has_no_constraint() -> None:
         {"anyOf": [{"type": "integer", "minimum": 3}, {"const": None}], "title": "either"},
         {"type": "string", "format": "date-time", "default": "x-guidance"},
         {"properties": {"allOf": {"enum": [{"allOf": 1}]}}, "required": ["allOf"]},
+        {"properties": {"default": {"type": "null"}, "a": {"$ref": "#/properties/default"}}},
+        {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/a%20b"}], "$defs": {"a b": {}}},
         _nested(20),
     ],
 )
@@ -63,7 +65,9 @@ def test_schemas_that_are_followed(schema: Any) -> None:
         ({"oneOf": [{}], "minLength": 1}, "oneOf can't be combined"),
         ({"enum": []}, "Nothing satisfies it"),
         ({"format": "of-my-own", "type": "string"}, "format that is not known"),
-        ({"$ref": "http://localhost/schema"}, "can't be read"),
+        ({"$ref": "http://localhost/schema"}, "$ref may only lead"),
+        ({"$ref": 1}, "$ref may only lead"),
+        ({"items": {"$ref": "#there"}, "$defs": {"a": {"$anchor": "there"}}}, "$ref may only lead"),
         ({"type": "text"}, "can't be read"),
         (_nested(40), "nested"),
         (_nested(400), "nested"),
@@ -85,6 +89,27 @@ def test_intersections_that_take_for_ever_are_never_made() -> None:
     for size in range(14):
         chain = {"anyOf": [chain], "pattern": f"^(.*a.{{{size}}})$"}
     assert "anyOf" in _refusal(chain)
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "#/examples/0",
+        "#/%65xamples/0",
+        "#/items/default",
+        "#/properties/properties/enum/0",
+        "http://x/#/examples/0",
+    ],
+)
+def test_a_reference_leads_to_nothing_that_was_not_looked_at(reference: str) -> None:
+    hidden = {"allOf": [{"type": "string", "pattern": f"^(.*a.{{{size}}})$"} for size in range(9)]}
+    schema = {
+        "$id": "http://x/",
+        "items": {"$ref": reference, "default": hidden},
+        "examples": [hidden],
+        "properties": {"properties": {"enum": [hidden]}},
+    }
+    assert "$ref" in _refusal(schema)
 
 
 @pytest.mark.parametrize("regex", ["(", "(?=a)", r"(a)\1", "a(?!b)", "(?:" * 300 + ")" * 300])

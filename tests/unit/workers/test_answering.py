@@ -204,6 +204,41 @@ def test_a_job_that_waits_can_be_stopped_and_has_its_time() -> None:
     assert not late.value.stopped
 
 
+def test_a_stop_between_two_waits_is_heard() -> None:
+    patience = Patience()
+    clear = patience._event.clear
+
+    def clear_late() -> None:
+        patience.stop()
+        clear()
+
+    patience._event.clear = clear_late  # type: ignore[method-assign]
+    patience.give(None)
+    with pytest.raises(ImpatientError):
+        patience.wait()
+
+
+def test_jobs_that_wait_are_counted() -> None:
+    store, key = _Store(), AnswerKey("acme", "d")
+    store.claims[key] = "elsewhere:1"
+    desk = _desk(store)
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(desk.answer, key, f"{n}:1", _unwanted, Patience()) for n in range(2)]
+        _until(lambda: desk.waiting == 2)
+        store.keep(key, "elsewhere:1", encoded(SAID))
+        assert [each.result(20).source for each in waiting] == ["shared", "shared"]
+    assert desk.waiting == 0
+
+
+def test_an_answer_that_can_t_be_kept_leaves_no_claim() -> None:
+    store, key = _Store(), AnswerKey("acme", "d")
+    desk = _desk(store)
+    with pytest.raises(TypeError):
+        desk.answer(key, "a:1", lambda: replace(SAID, text="\ud800"), Patience())
+    assert (store.claims, desk._claims) == ({}, {})
+    assert desk.answer(key, "b:1", lambda: SAID, Patience()).source == "computed"
+
+
 def test_without_the_broker_everything_is_computed() -> None:
     store, key = _Store(), AnswerKey("acme", "d")
     store.away = True

@@ -136,6 +136,17 @@ def test_without_the_instructions_torch_serves(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_anothers_private_folder_is_no_reason_to_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Path) -> bool:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(native, "isa", lambda: "avx512")
+    monkeypatch.setattr(Path, "exists", refuse)
+    assert native.choose("auto", Models(cache_dir=str(tmp_path)), HEADS) is None
+
+
 def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = tmp_path / "broken"
     broken.write_text("#!/bin/sh\necho 'no such flag' >&2\nexit 1\n")

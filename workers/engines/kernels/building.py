@@ -56,7 +56,7 @@ def compiler() -> str:
 def built(models: Models, which: str) -> Path:
     """The library for an instruction set, made now if it isn't there.
 
-    Raises `KernelError` without a compiler, or when it fails.
+    Raises `KernelError` without a compiler, when it fails, or where the folder is another user's.
     """
     source = resources.files("workers.engines.kernels") / "paged.cpp"
     flags = [*_COMPILE, *(f"-m{flag.replace('_', '')}" for flag in ISAS[which])]
@@ -64,10 +64,13 @@ def built(models: Models, which: str) -> Path:
     digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
     folder = _folder(models)
     library = folder / f"paged-{which}-{digest}.so"
-    if not library.exists():
-        _compile(source.read_text(), flags, folder, library)
-    _check(folder)
-    _check(library)
+    try:
+        if not library.exists():
+            _compile(source.read_text(), flags, folder, library)
+        _check(folder)
+        _check(library)
+    except OSError as error:
+        raise KernelError(f"{folder} can't be used: {error.strerror}") from None
     return library
 
 
