@@ -152,7 +152,7 @@ class Calls(ReadingCalls):
         )  # fmt: skip
 
     def _refusal(self, reply: Any) -> BrokerError:
-        """The error for what `refusal` in the prelude returns."""
+        """The error for what `refusal` (broker/lua/_intake.lua) returns."""
         if reply[0] == 7:
             return self._limited(*reply[1:])
         if reply[0] == 6:
