@@ -23,6 +23,7 @@ from api.handlers import (
     queues,
     reference,
     responses,
+    submission,
     webhooks,
 )
 from api.handlers.body import expect
@@ -49,7 +50,7 @@ class Route:
 
 
 ROUTES: Final = (
-    Route(hdrs.METH_POST, "/v1/jobs", jobs.submit, "jobs"),
+    Route(hdrs.METH_POST, "/v1/jobs", submission.submit, "jobs"),
     Route(hdrs.METH_GET, "/v1/jobs", jobs.listing, "jobs"),
     Route(hdrs.METH_GET, "/v1/jobs/{job_id}", jobs.fetch, "jobs"),
     Route(hdrs.METH_GET, "/v1/jobs/{job_id}/events", events.events, "jobs"),

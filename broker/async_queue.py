@@ -10,7 +10,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ReadOnlyError, RedisError
 
 from broker.call import Call
-from broker.calls import CANCEL_BATCH, RELEASE_BATCH, REPLAY_BATCH, Calls
+from broker.calls import RELEASE_BATCH, Calls
 from broker.connections import translate
 from broker.errors import BrokerUnavailableError, JobNotFoundError
 from broker.exchange import Exchange
@@ -28,6 +28,7 @@ from broker.stats import (
     TenantQueue,
     WorkerStatus,
 )
+from broker.submitting_calls import CANCEL_BATCH, REPLAY_BATCH
 from broker.webhooks.outbox import OutboxEvent
 from config.settings import Queue as QueueSettings
 

@@ -45,7 +45,7 @@ class Outlook:
 
     @classmethod
     def from_reply(cls, reply: list[Any], band: Band, default_weight: float) -> Outlook:
-        """Decode what `outlook` in the prelude returns."""
+        """Decode what `outlook` (broker/lua/_intake.lua) returns."""
         now, queue, tenant, oldest, since, racing, parked, races, weights = reply
         everyone, own, *rivals = (None if raw is None else float(raw) for raw in weights)
         default = default_weight if everyone is None else everyone

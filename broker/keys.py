@@ -1,7 +1,7 @@
 """Every Redis key and channel of Forebay, by name. One cell is one primary (docs/decisions/0002).
 
 Queue keys are `fb:{<queue>}:<part>`; the Lua scripts get the base as KEYS[1] and build the rest
-with the same suffixes (see `broker/lua/_prelude.lua`).
+with the same suffixes (see `broker/lua/_keys.lua`).
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from broker.errors import BrokerUnavailableError, JobNotFoundError
 from broker.jobs import Band, Claim
 from broker.lease import Lease, LeaseTable
 from broker.queue import JobQueue
+from broker.renewal import Renewal
 from broker.stats import WorkerStatus
 from broker.upkeep import Upkeep
 from config.logs import get_logger
@@ -32,8 +33,6 @@ log = get_logger(__name__)
 CANCEL_LATENCY_S = 1.0
 #: Jobs that fell between two keys are looked for this often (s).
 SWEEP_EVERY_S = 30.0
-#: Time between a completion in the broker and its settling here, at most (s).
-SETTLING_S = 0.1
 #: A job that is given back because something went wrong in this process rests this long (ms).
 RETRY_DELAY_MS = 1_000
 
@@ -72,8 +71,6 @@ class LeaseRegistry:
         self.drain_begun = threading.Event()
         #: Set once a drain has settled or handed back every job.
         self.drained = threading.Event()
-        #: Leases lost since the start.
-        self.losses = 0
         #: Called from the upkeep's thread when a drain begins, to wake a sleeping event loop.
         self.on_drain: Callable[[], object] | None = None
         self._status = status
@@ -83,6 +80,9 @@ class LeaseRegistry:
         self._deaf = False
         self._healthy = healthy
         self._leases = LeaseTable()
+        self._renewal = Renewal(
+            queue, self._leases, queue_name=queue_name, owner=owner, ttl_s=ttl_s
+        )
         self._sweep_at = time.monotonic() + SWEEP_EVERY_S
         self._upkeep = Upkeep(
             self._tick,
@@ -127,6 +127,11 @@ class LeaseRegistry:
     def accepting(self) -> bool:
         """More jobs may be claimed."""
         return not self.draining and self._is_healthy()
+
+    @property
+    def losses(self) -> int:
+        """Leases lost since the start."""
+        return self._renewal.losses
 
     def batch_room(self) -> int | None:
         """Batch jobs that may be claimed now; None: any number."""
@@ -248,13 +253,13 @@ class LeaseRegistry:
                 self.hand_back_unstarted()
             self._return_forgotten()
             if self._is_healthy():
-                self._renew()
+                self._renewal.renew()
             self._beat()
             if time.monotonic() >= self._sweep_at:
                 self._sweep_at = time.monotonic() + SWEEP_EVERY_S
                 self.queue.sweep(self.queue_name)
         finally:
-            self._give_up_overdue()
+            self._renewal.give_up_overdue()
 
     def _return_forgotten(self) -> None:
         """Give back what was never started, or whose thread is gone: nobody will settle it."""
@@ -266,47 +271,6 @@ class LeaseRegistry:
                 log.error("job_forgotten", job_id=lease.claim.job.id, attempt=lease.claim.attempt)
                 refund = not lease.started
                 self.queue.requeue(lease.claim, delay_ms=RETRY_DELAY_MS, refund=refund)
-
-    def _renew(self) -> None:
-        if self._ask():
-            # A job that is just being completed has no lease any more and isn't lost.
-            time.sleep(SETTLING_S)
-            for lease in self._ask():
-                self._lose(lease)
-
-    def _ask(self) -> list[Lease]:
-        """Renew all leases; returns those that the broker doesn't know."""
-        leases = [lease for lease in self._leases.all() if not lease.lost.is_set()]
-        if not leases:
-            return []
-        asked = time.monotonic()
-        names = [(lease.claim.job.id, lease.claim.attempt) for lease in leases]
-        answers = self.queue.renew(self.queue_name, self.owner, names)
-        unknown = []
-        for lease in leases:
-            answer = answers.get(lease.claim.job.id, "lost")
-            if answer == "lost":
-                unknown.append(lease)
-                continue
-            lease.renewed = asked
-            if answer == "cancel":
-                lease.stop(lease.cancelled)
-        return unknown
-
-    def _give_up_overdue(self) -> None:
-        """A lease that couldn't be renewed within its time to live counts as lost."""
-        now = time.monotonic()
-        for lease in self._leases.all():
-            if now - lease.renewed >= self.ttl_s:
-                self._lose(lease)
-
-    def _lose(self, lease: Lease) -> None:
-        if lease.lost.is_set() or self._leases.find(lease.claim.job.id) is not lease:
-            return  # known already, or settled meanwhile
-        self._leases.remove(lease, unless_started=True)
-        self.losses += 1
-        log.warning("lease_lost", job_id=lease.claim.job.id, attempt=lease.claim.attempt)
-        lease.stop(lease.lost)
 
     def _cancel(self, lease: Lease) -> None:
         lease.stop(lease.cancelled)

@@ -11,7 +11,7 @@ from redis.exceptions import NoScriptError, ReadOnlyError, RedisError, ResponseE
 
 from broker.async_queue import AsyncRedisQueue
 from broker.call import Call
-from broker.calls import CANCEL_BATCH, RELEASE_BATCH, REPLAY_BATCH, Calls
+from broker.calls import RELEASE_BATCH, Calls
 from broker.connections import translate
 from broker.errors import JobNotFoundError
 from broker.jobs import Accepted, Band, Claim, Delta, Event, Job, NewJob, Outcome, Status
@@ -27,6 +27,7 @@ from broker.stats import (
     TenantQueue,
     WorkerStatus,
 )
+from broker.submitting_calls import CANCEL_BATCH, REPLAY_BATCH
 from broker.wire import Arg, pack
 from config.settings import Queue as QueueSettings
 

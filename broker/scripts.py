@@ -1,4 +1,4 @@
-"""The Lua library: one script per verb of the queue, with what it needs of the prelude in front.
+"""The Lua library: one script per verb of the queue, with the shared functions it needs in front.
 
 Scripts run by EVALSHA; a server that doesn't know one (a restart, SCRIPT FLUSH) gets the source by
 EVAL, which also caches it. A script names its flags in its first line (`#!lua flags=…`): what puts
@@ -54,16 +54,21 @@ def _constants(script: str) -> str:
     return "".join(f"local {name} = {value}\n" for name, value in values.items() if name in named)
 
 
-#: A function of the prelude: its name and its whole text.
+#: Files that verbs share, each behind those whose functions it calls.
+SHARED = ("_keys", "_race", "_limits", "_prelude", "_upkeep", "_intake")
+#: Stands behind them for the verbs of webhooks.
+SHARED_BY_WEBHOOKS = "_webhooks"
+
+#: A shared function: its name and its whole text.
 _FUNCTION = re.compile(r"^local function (\w+)\(.*?^end\n", re.MULTILINE | re.DOTALL)
 
 
-def _needed(prelude: str, verb: str) -> str:
-    """The prelude without the functions that the verb doesn't use, directly or through others.
+def _needed(shared: str, verb: str) -> str:
+    """The shared text without the functions that the verb doesn't use, directly or through others.
 
     Making them anew in each run would cost more than the shorter scripts themselves.
     """
-    functions = {match[1]: match[0] for match in _FUNCTION.finditer(prelude)}
+    functions = {match[1]: match[0] for match in _FUNCTION.finditer(shared)}
     used: set[str] = set()
     texts = [verb]
     while texts:
@@ -71,16 +76,15 @@ def _needed(prelude: str, verb: str) -> str:
         fresh = called & functions.keys() - used
         used |= fresh
         texts += (functions[name] for name in fresh)
-    return _FUNCTION.sub(lambda match: match[0] if match[1] in used else "", prelude)
+    return _FUNCTION.sub(lambda match: match[0] if match[1] in used else "", shared)
 
 
 def _load(name: str) -> Script:
     folder = resources.files("broker") / "lua"
-    prelude = (folder / "_prelude.lua").read_text(encoding="utf-8")
-    if name.startswith("webhook_"):
-        prelude += (folder / "_webhooks.lua").read_text(encoding="utf-8")
+    names = (*SHARED, SHARED_BY_WEBHOOKS) if name.startswith("webhook_") else SHARED
+    shared = "\n".join((folder / f"{each}.lua").read_text(encoding="utf-8") for each in names)
     flags, _, verb = (folder / f"{name}.lua").read_text(encoding="utf-8").partition("\n")
-    body = _needed(prelude, verb) + verb
+    body = _needed(shared, verb) + verb
     source = f"{flags}\n{_constants(body)}{body}".encode()
     return Script(name, source, hashlib.sha1(source, usedforsecurity=False).hexdigest().encode())
 

@@ -8,14 +8,11 @@ are new in each round, greedy, and ask for long answers; tokens are counted as t
 
 from __future__ import annotations
 
-import contextlib
 import json
 import statistics
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-import psutil
 import uvloop
 
 from config.settings import Settings
@@ -31,6 +28,7 @@ from loadtests.harness import (
 )
 from loadtests.http_load import Answer, all_at_once, request
 from loadtests.lab import Child, Lab, python, run, until
+from loadtests.sides import cpu_times_s, spent_s, stopped
 from loadtests.stack import MODEL, request_body
 from workers.pinning import pin
 
@@ -138,22 +136,11 @@ class Offline:
         return Round(tokens=answer["tokens"], seconds=answer["seconds"])
 
 
-def _tree(child: Child) -> list[psutil.Process]:
-    root = psutil.Process(child.process.pid)
-    return [root, *root.children(recursive=True)]
-
-
-def _spent_s(processes: list[psutil.Process]) -> float:
-    """CPU time these processes have used so far."""
-    return float(sum(sum(process.cpu_times()[:2]) for process in processes))
-
-
 def _idle_cores(child: Child) -> float:
     """Processors that a stack without work keeps busy."""
-    processes = _tree(child)
-    before = _spent_s(processes)
+    before = cpu_times_s(child)
     time.sleep(IDLE_S)
-    return (_spent_s(processes) - before) / IDLE_S
+    return spent_s(before, cpu_times_s(child)) / IDLE_S
 
 
 def measure(stack: Stack, *offline: Offline) -> dict[str, list[Round]]:
@@ -167,32 +154,14 @@ def measure(stack: Stack, *offline: Offline) -> dict[str, list[Round]]:
             break
         texts = prompts(number)
         for side in reversed(sides) if number % 2 else sides:
-            with contextlib.ExitStack() as others:
-                for other in sides:
-                    if other is not side:
-                        others.enter_context(_stopped(other.child))
-                processes = _tree(side.child)
-                before = _spent_s(processes)
+            with stopped(*(other.child for other in sides if other is not side)):
+                before = cpu_times_s(side.child)
                 done = side.run(texts, MAX_TOKENS)
-                done.cpu_s = _spent_s(processes) - before
+                done.cpu_s = spent_s(before, cpu_times_s(side.child))
             until(stack.accepts, what="the stack to be ready again", child=stack.child)
             rounds[side.label].append(done)
             say(f"round {number + 1}/{ROUNDS} {side.label}: {done.rate:,.0f} tokens/s")
     return rounds
-
-
-@contextlib.contextmanager
-def _stopped(child: Child) -> Iterator[None]:
-    """The processes of a side don't run meanwhile, so that being idle costs the other nothing."""
-    processes = _tree(child)
-    for process in processes:
-        process.suspend()
-    try:
-        yield
-    finally:
-        for process in reversed(processes):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.resume()
 
 
 def _row(label: str, rounds: list[Round]) -> list[str]:

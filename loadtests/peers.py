@@ -9,16 +9,14 @@ absent where that isn't there.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-import psutil
 import uvloop
 
 from config import catalogue
@@ -26,6 +24,7 @@ from config.settings import Models, Settings
 from loadtests.harness import Bar, BenchError, conditions, median_ratio, report, say, table
 from loadtests.http_load import Answer, all_at_once, request
 from loadtests.lab import ROOT, Child, Lab, free_port, listening, python, run, until
+from loadtests.sides import cpu_times_s, spent_s, stopped
 from loadtests.stack import MODEL
 from workers.pinning import pin
 from workers.sources import ensure
@@ -240,7 +239,7 @@ def measure(sides: list[Side]) -> dict[tuple[str, str], Seen]:
             for side in reversed(sides) if number % 2 else sides:
                 if isinstance(side, Alone) and load.fields != GREEDY:
                     continue
-                with alone(side, sides):
+                with stopped(*(other.child for other in sides if other is not side)):
                     rate, cpu_s = _one(side, prompts(load, number), load)
                 seen[load.label, side.label].rates.append(rate)
                 seen[load.label, side.label].cpu_s.append(cpu_s)
@@ -249,34 +248,10 @@ def measure(sides: list[Side]) -> dict[tuple[str, str], Seen]:
 
 
 def _one(side: Side, texts: list[str], load: Load) -> tuple[float, float]:
-    processes = tree(side.child)
-    before, began = _spent_s(processes), time.perf_counter()
+    before, began = cpu_times_s(side.child), time.perf_counter()
     tokens = side.tokens(texts, MAX_TOKENS, load.fields)
     seconds = time.perf_counter() - began
-    return tokens / seconds, (_spent_s(processes) - before) / tokens
-
-
-@contextlib.contextmanager
-def alone(side: Side, sides: list[Side]) -> Iterator[None]:
-    """The processes of the other sides don't run meanwhile."""
-    others = [process for other in sides if other is not side for process in tree(other.child)]
-    for process in others:
-        process.suspend()
-    try:
-        yield
-    finally:
-        for process in reversed(others):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.resume()
-
-
-def tree(child: Child) -> list[psutil.Process]:
-    root = psutil.Process(child.process.pid)
-    return [root, *root.children(recursive=True)]
-
-
-def _spent_s(processes: list[psutil.Process]) -> float:
-    return float(sum(sum(process.cpu_times()[:2]) for process in processes))
+    return tokens / seconds, spent_s(before, cpu_times_s(side.child)) / tokens
 
 
 def _figures(seen: dict[tuple[str, str], Seen], labels: list[str]) -> dict[str, float]:
@@ -333,11 +308,7 @@ def main() -> int:
         sides: list[Side] = []
         for make in makers:
             # One after the other: what compiles or measures the machine finds it free.
-            with contextlib.ExitStack() as others:
-                for each in sides:
-                    for process in tree(each.child):
-                        process.suspend()
-                        others.callback(process.resume)
+            with stopped(*(each.child for each in sides)):
                 side = make(lab)
                 side.await_ready()
                 _warm(side)

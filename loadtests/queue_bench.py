@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
 
 from loadtests.harness import Bar, conditions, median_ratio, percentile, report, say, table
 from loadtests.lab import Lab, pin_load, run, until
@@ -46,19 +47,30 @@ def drain_rate(side: Side, jobs: int) -> float:
     return rate
 
 
-def noop(lab: Lab) -> tuple[dict[str, float], str]:
-    """Rounds of all sides, every second one in the opposite order."""
-    stock, ignoring, ours = Stock(lab, results=True), Stock(lab, results=False), Forebay(lab)
-    sides: list[Side] = [ours, stock, ignoring]
+def noop_rounds(
+    sides: Sequence[Side], *, rounds: int, jobs: int
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Jobs per second, and CPU microseconds of the worker per job, by side and round.
+
+    Every second round goes in the opposite order.
+    """
     rates: dict[str, list[float]] = {side.label: [] for side in sides}
     cpu_us: dict[str, list[float]] = {side.label: [] for side in sides}
-    for number in range(ROUNDS):
+    for number in range(rounds):
         for side in reversed(sides) if number % 2 else sides:
             cpu_before = side.child.cpu_s()
-            rate = drain_rate(side, NOOP_JOBS)
-            cpu_us[side.label].append((side.child.cpu_s() - cpu_before) / NOOP_JOBS * 1e6)
+            rate = drain_rate(side, jobs)
+            cpu_us[side.label].append((side.child.cpu_s() - cpu_before) / jobs * 1e6)
             rates[side.label].append(rate)
-            say(f"no-op round {number + 1}/{ROUNDS} {side.label}: {rate:,.0f} jobs/s")
+            say(f"no-op round {number + 1}/{rounds} {side.label}: {rate:,.0f} jobs/s")
+    return rates, cpu_us
+
+
+def noop(lab: Lab) -> tuple[dict[str, float], str]:
+    """Rounds of all sides."""
+    stock, ignoring, ours = Stock(lab, results=True), Stock(lab, results=False), Forebay(lab)
+    sides: list[Side] = [ours, stock, ignoring]
+    rates, cpu_us = noop_rounds(sides, rounds=ROUNDS, jobs=NOOP_JOBS)
     for side in sides:
         side.child.stop()
     figures = {

@@ -10,9 +10,9 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from loadtests.harness import Bar, BenchError, conditions, median_ratio, report, say, table
+from loadtests.harness import Bar, BenchError, conditions, median_ratio, report, table
 from loadtests.lab import Lab, free_port, pin_load, run, until
-from loadtests.queue_bench import drain_rate
+from loadtests.queue_bench import noop_rounds
 from loadtests.queue_sides import THREADS, Forebay
 from loadtests.rabbitmq_node import SCRIPT, RabbitMq
 
@@ -25,16 +25,8 @@ BARS = (Bar(figure="vs_redis", relation="at least", limit=0.33),)
 
 
 def measure(sides: list[Forebay]) -> tuple[dict[str, float], str]:
-    """Rounds of both sides, every second one in the opposite order."""
-    rates: dict[str, list[float]] = {side.label: [] for side in sides}
-    cpu_us: dict[str, list[float]] = {side.label: [] for side in sides}
-    for number in range(ROUNDS):
-        for side in reversed(sides) if number % 2 else sides:
-            cpu_before = side.child.cpu_s()
-            rate = drain_rate(side, JOBS)
-            cpu_us[side.label].append((side.child.cpu_s() - cpu_before) / JOBS * 1e6)
-            rates[side.label].append(rate)
-            say(f"no-op round {number + 1}/{ROUNDS} {side.label}: {rate:,.0f} jobs/s")
+    """Rounds of both sides."""
+    rates, cpu_us = noop_rounds(sides, rounds=ROUNDS, jobs=JOBS)
     waits = {side.label: lone_waits_ms(side) for side in sides}
     redis, tickets = (side.label for side in sides)
     rows = [

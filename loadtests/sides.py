@@ -32,9 +32,9 @@ def spent_s(before: Mapping[int, float], after: Mapping[int, float]) -> float:
 
 
 @contextlib.contextmanager
-def stopped(child: Child) -> Iterator[None]:
-    """The processes of a side don't run meanwhile, so that being idle costs the others nothing."""
-    processes = tree(child)
+def stopped(*children: Child) -> Iterator[None]:
+    """The processes of these sides don't run meanwhile: being idle, they would cost the others."""
+    processes = [process for child in children for process in tree(child)]
     for process in processes:
         process.suspend()
     try:

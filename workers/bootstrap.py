@@ -13,7 +13,6 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
 
 import redis
 
@@ -35,8 +34,10 @@ from workers import tasks
 from workers.answering import AnswerDesk
 from workers.device_metrics import DeviceMetrics
 from workers.engine import Engine
+from workers.engines.making import make_engine
 from workers.identity import fingerprint
 from workers.metrics import WorkerMetrics
+from workers.metrics_listener import serve_metrics
 from workers.pinning import place_of, unbind
 from workers.publisher import DeltaPublisher
 from workers.runner import Runner
@@ -49,76 +50,6 @@ _GC_THRESHOLD = 10_000
 #: Longest that a thread computes while another waits for the interpreter (s); Python's 5 ms is as
 #: long as a job's whole way through the worker.
 _SWITCH_S = 0.0005
-
-
-def make_engine(
-    settings: Settings,
-    spec: ModelSpec,
-    *,
-    on_stage: Callable[[str], None] | None = None,
-    on_step: Callable[[int], None] | None = None,
-    on_lost: Callable[[], None] | None = None,
-    on_dead: Callable[[], None] | None = None,
-    on_kernel: Callable[[str], None] | None = None,
-) -> Engine:
-    """The engine of a model, not started yet; its files are here.
-
-    `on_stage` hears of `loading` and, while the engine starts, of `warming`; `on_step` gets the
-    requests of each step, `on_lost` is called when the engine was lost, `on_dead` when it can't be
-    rebuilt; `on_kernel` gets what computes a chat model's steps. Raises `SourceError`.
-    """
-    say = on_stage or (lambda _: None)
-    if settings.worker.engine == "simulated":
-        from workers.engines.simulated import SimulatedEngine
-
-        return SimulatedEngine(spec, settings.simulated, on_step=on_step)
-    from workers.loader import limit_memory
-    from workers.sources import ensure
-
-    folder = ensure(spec, settings.models)
-    say("loading")
-    if spec.engine == "vllm":
-        from workers.engines.vllm import VllmEngine
-
-        return VllmEngine(
-            spec,
-            folder,
-            device_memory_mib=settings.worker.device_memory_mib,
-            stall_s=settings.worker.stall_s,
-            on_loaded=lambda: say("warming"),
-            on_lost=on_lost,
-            on_dead=on_dead,
-        )
-    limit_memory(settings.worker.device_memory_mib)
-    if spec.kind != "chat":
-        from workers.engines.encoder import EncoderEngine
-
-        return EncoderEngine(
-            spec,
-            folder,
-            threads=settings.worker.threads,
-            stall_s=settings.worker.stall_s,
-            on_loaded=lambda: say("warming"),
-            on_step=on_step,
-            on_lost=on_lost,
-            on_dead=on_dead,
-        )
-    from workers.engines.continuous import ContinuousEngine
-
-    return ContinuousEngine(
-        spec,
-        folder,
-        threads=settings.worker.threads,
-        stall_s=settings.worker.stall_s,
-        on_loaded=lambda: say("warming"),
-        step_ms=settings.worker.max_step_ms,
-        kernel=settings.worker.kernel,
-        models=settings.models,
-        on_step=on_step,
-        on_lost=on_lost,
-        on_dead=on_dead,
-        on_kernel=on_kernel,
-    )
 
 
 class WorkerProcess:
@@ -309,17 +240,3 @@ def _settle_down() -> None:
     gc.freeze()
     gc.set_threshold(_GC_THRESHOLD)
     sys.setswitchinterval(_SWITCH_S)
-
-
-def serve_metrics(settings: Settings) -> None:
-    """The process's own listener for `/metrics`, if it shall have one."""
-    port = settings.worker.metrics_port
-    if not port:
-        return
-    from prometheus_client import REGISTRY, CollectorRegistry, multiprocess, start_http_server
-
-    registry = REGISTRY
-    if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
-        registry = CollectorRegistry()
-        multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    start_http_server(port, addr=settings.worker.metrics_host, registry=registry)

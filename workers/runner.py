@@ -10,8 +10,7 @@ from typing import Any
 import orjson
 from structlog.contextvars import bound_contextvars
 
-from broker.errors import BrokerUnavailableError
-from broker.jobs import Claim, Job, JobError, Outcome, Status, Usage
+from broker.jobs import Job, JobError, Outcome, Status, Usage
 from broker.leases import Lease, LeaseRegistry
 from broker.pieces import TokenLogprob, in_pieces, piece
 from broker.queue import JobQueue
@@ -28,12 +27,10 @@ from workers.engine import (
 from workers.metrics import WorkerMetrics
 from workers.publisher import DeltaPublisher, TextStream
 from workers.responses import response_body
+from workers.settlement import Settlement
 from workers.supervision import SoloGate
 
 log = get_logger(__name__)
-
-#: Pause between two tries to settle while the broker is away; the lease bounds their number.
-_RETRY_S = 0.25
 
 #: Shown to the owner when something broke that is not the request's fault.
 _INTERNAL = JobError(code="internal_error", message="the job failed because of a fault in Forebay")
@@ -100,6 +97,7 @@ class _Attempt:
         self._started = time.monotonic()
         self._first_text_s: float | None = None
         self._answer: Answer | None = None
+        self._settlement = Settlement(runner._queue, lease, before=self._flush)
 
     def run(self) -> None:
         job, runner = self._job, self._runner
@@ -144,29 +142,29 @@ class _Attempt:
             outcome = self._completed(self._generate())
         except EngineError as error:
             failure = JobError(code=error.code, message=str(error), param=error.param)
-            return self._complete(Outcome(status=Status.FAILED, error=failure))
+            return self._settlement.complete(Outcome(status=Status.FAILED, error=failure))
         except RequestCancelledError as stopped:
             return self._stopped(stopped.result)
         except ImpatientError as error:
             if error.stopped:
                 return self._stopped(EngineResult(finish_reason="cancelled"))
-            return self._complete(Outcome(status=Status.FAILED, error=self._overtime()))
+            return self._settlement.complete(Outcome(status=Status.FAILED, error=self._overtime()))
         except _OvertimeError as stopped:
-            return self._complete(
+            return self._settlement.complete(
                 Outcome(status=Status.FAILED, error=self._overtime(), usage=stopped.usage)
             )
         except EngineLostError:
             self._runner._gate.suspect(self._job.id)
-            return self._give_back()
+            return self._settlement.give_back()
         except Exception as error:
             # The traceback's values could hold the prompt, its type and place do not.
             log.error("job_failed_unexpectedly", error=type(error).__name__, where=_place(error))
-            return self._complete(Outcome(status=Status.FAILED, error=_INTERNAL))
+            return self._settlement.complete(Outcome(status=Status.FAILED, error=_INTERNAL))
         except BaseException as error:
             self._runner._engine.cancel(self._request_id)
-            self._give_back()
+            self._settlement.give_back()
             raise JobInterruptedError(type(error).__name__) from error
-        return self._complete(outcome)
+        return self._settlement.complete(outcome)
 
     def _generate(self) -> EngineResult:
         runner = self._runner
@@ -280,49 +278,17 @@ class _Attempt:
         """The request was stopped: by its owner, or because the attempt no longer counts."""
         stale = self._stream is not None and self._stream.stale
         if self._lease.lost.is_set() or stale:
-            return self._dropped()
+            return self._settlement.dropped()
         if self._lease.cancelled.is_set():
-            return self._complete(
+            return self._settlement.complete(
                 Outcome(status=Status.CANCELLED, output=self._output(partial), usage=partial.usage)
             )
-        return self._give_back()
+        return self._settlement.give_back()
 
-    def _complete(self, outcome: Outcome) -> tuple[str, str, Usage]:
-        claim = self._lease.claim
-
-        def complete() -> bool:
-            # Text precedes the terminal event, on every try.
-            if self._stream is not None:
-                self._stream.flush()
-            return self._runner._queue.complete(claim, outcome)
-
-        if not self._until_lost(complete):
-            return self._dropped()
-        code = outcome.error.code if outcome.error else ""
-        return outcome.status.value, code, outcome.usage
-
-    def _give_back(self) -> tuple[str, str, Usage]:
-        claim: Claim = self._lease.claim
-        if not self._until_lost(lambda: self._runner._queue.requeue(claim)):
-            return self._dropped()
-        return "requeued", "", Usage()
-
-    def _dropped(self) -> tuple[str, str, Usage]:
-        """The attempt counts no more: the lease was lost, or given back by the registry."""
-        return "requeued" if self._lease.handed_back else "lost", "", Usage()
-
-    def _until_lost(self, write: Any) -> bool:
-        """Repeat a fenced write while the broker is away and the lease may still be ours."""
-        said = False
-        while True:
-            try:
-                return bool(write())
-            except BrokerUnavailableError as error:
-                if not said:
-                    said = True
-                    log.warning("settling_delayed", reason=str(error))
-                if self._lease.lost.wait(_RETRY_S):
-                    return False
+    def _flush(self) -> None:
+        """Text precedes the terminal event, on every try."""
+        if self._stream is not None:
+            self._stream.flush()
 
     def _output(self, result: EngineResult) -> bytes:
         return response_body(self._job, self._body, result, simulated=self._runner._simulated)

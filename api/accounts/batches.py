@@ -7,7 +7,6 @@ process that was thought dead and comes back changes nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -16,6 +15,7 @@ from sqlalchemy import Engine, Select, func, or_, select, tuple_, update
 from sqlalchemy.engine import CursorResult
 from sqlalchemy.orm import Session
 
+from api.accounts.batch import Batch, batch_of
 from api.accounts.database import is_missing, reading, writing
 from api.accounts.errors import AccountsError, SchemaError
 from api.accounts.files import StoredFile, UnknownCursorError, file_row
@@ -33,40 +33,6 @@ class TooManyBatchesError(AccountsError):
 
 class UnknownInputError(AccountsError):
     """The tenant has no such file of purpose `batch`."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Batch:
-    """Times are in UTC."""
-
-    #: `batch_…`.
-    id: str
-    tenant: str
-    key_id: str
-    endpoint: str
-    input_file_id: str
-    output_file_id: str | None = None
-    error_file_id: str | None = None
-    metadata: dict[str, str] = field(default_factory=dict)
-    status: str = "validating"
-    #: Why it failed: `code`, `line`, `message`, `param` each.
-    errors: list[dict[str, Any]] = field(default_factory=list)
-    window: int
-    output_ttl_s: int | None = None
-    total: int = 0
-    completed: int = 0
-    failed: int = 0
-    #: The one that all its lines name, if there is one.
-    model: str | None = None
-    #: Of all its lines, once it has ended.
-    usage: Usage = field(default_factory=Usage)
-    created_at: datetime
-    expires_at: datetime
-    in_progress_at: datetime | None = None
-    finalizing_at: datetime | None = None
-    cancelling_at: datetime | None = None
-    ended_at: datetime | None = None
-    epoch: int = 0
 
 
 class BatchRecords:
@@ -121,7 +87,7 @@ class BatchRecords:
         """None as well when it is another tenant's."""
         with reading(self._engine) as connection, Session(connection) as session:
             row = session.scalar(_owned(batch_id, tenant))
-            return None if row is None else _batch(row)
+            return None if row is None else batch_of(row)
 
     def page(
         self, tenant: str, *, after: str | None = None, limit: int
@@ -137,7 +103,7 @@ class BatchRecords:
                 wanted = wanted.where(tuple_(BatchRow.created_at, BatchRow.id) < here)
             wanted = wanted.order_by(BatchRow.created_at.desc(), BatchRow.id.desc())
             rows = session.scalars(wanted.limit(limit + 1)).all()
-            return [_batch(row) for row in rows[:limit]], len(rows) > limit
+            return [batch_of(row) for row in rows[:limit]], len(rows) > limit
 
     def cancel(self, batch_id: str, *, tenant: str, now: datetime) -> Batch | None:
         """Have it cancelled by its driver; one that has ended stays as it is."""
@@ -148,7 +114,7 @@ class BatchRecords:
             if row.status in _CANCELLABLE:
                 row.status, row.cancelling_at = "cancelling", now
                 session.flush()
-            return _batch(row)
+            return batch_of(row)
 
     # -- for drivers ----------------------------------------------------------------------------
     def claim(self, owner: str, *, now: datetime, lease_s: float) -> Batch | None:
@@ -170,7 +136,7 @@ class BatchRecords:
                     )
                 )
                 if _count(taken):
-                    return _batch(session.get_one(BatchRow, batch_id))
+                    return batch_of(session.get_one(BatchRow, batch_id))
         return None
 
     def renew(
@@ -258,7 +224,7 @@ class BatchRecords:
         """Batches that have ended and of which webhooks haven't heard."""
         with reading(self._engine) as connection, Session(connection) as session:
             wanted = select(BatchRow).where(BatchRow.untold.is_(True)).limit(limit)
-            return [_batch(row) for row in session.scalars(wanted)]
+            return [batch_of(row) for row in session.scalars(wanted)]
 
     def told(self, batch_id: str) -> None:
         with writing(self._engine) as connection:
@@ -329,36 +295,3 @@ def _owned(batch_id: str, tenant: str) -> Select[BatchRow]:
 def _count(result: Any) -> int:
     assert isinstance(result, CursorResult)
     return result.rowcount
-
-
-def _batch(row: BatchRow) -> Batch:
-    return Batch(
-        id=row.id,
-        tenant=row.tenant_id,
-        key_id=row.key_id,
-        endpoint=row.endpoint,
-        input_file_id=row.input_file_id,
-        output_file_id=row.output_file_id,
-        error_file_id=row.error_file_id,
-        metadata=orjson.loads(row.batch_metadata),
-        status=row.status,
-        errors=orjson.loads(row.errors) if row.errors else [],
-        window=row.window,
-        output_ttl_s=row.output_ttl_s,
-        total=row.total,
-        completed=row.completed,
-        failed=row.failed,
-        model=row.model,
-        usage=Usage(
-            input_tokens=row.input_tokens,
-            cached_tokens=row.cached_tokens,
-            output_tokens=row.output_tokens,
-        ),
-        created_at=row.created_at,
-        expires_at=row.expires_at,
-        in_progress_at=row.in_progress_at,
-        finalizing_at=row.finalizing_at,
-        cancelling_at=row.cancelling_at,
-        ended_at=row.ended_at,
-        epoch=row.lease_epoch,
-    )

@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, TypeVar
 
-from api.accounts.batches import Batch, BatchRecords
+from api.accounts.batch import Batch
+from api.accounts.batches import BatchRecords
 from api.accounts.errors import AccountsError
 from api.batches.lines import LineChecker, LineReader, RawLine
 from api.batches.results import Result, Results

@@ -10,7 +10,7 @@ import asyncio
 from contextlib import suppress
 from datetime import UTC, datetime
 
-from api.accounts.batches import Batch
+from api.accounts.batch import Batch
 from api.batches.claimed import ClaimedBatch, LeaseLostError, Tools
 from api.batches.finishing import finish
 from api.batches.results import Results

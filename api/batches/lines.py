@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, Final
 import orjson
 from pydantic import ValidationError
 
-from api.accounts.batches import Batch
+from api.accounts.batch import Batch
 from api.errors import ApiError
 from api.files.ids import line_job_id
 from api.handlers.intake import checked

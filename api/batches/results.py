@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import orjson
 
-from api.accounts.batches import Batch
+from api.accounts.batch import Batch
 from api.errors import CODES, ApiError, error_object, from_job
 from api.files.store import FileStore, FileStoreError, translated
 from api.schemas.job_object import rendered_output

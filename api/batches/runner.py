@@ -14,7 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from api.accounts.batches import Batch, BatchRecords
+from api.accounts.batch import Batch
+from api.accounts.batches import BatchRecords
 from api.accounts.database import make_engine
 from api.accounts.errors import AccountsError
 from api.accounts.files import FileRecords

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from api.accounts.records import ApiKey
 from api.auth.principal import SCOPES
 from api.cli.accounts import account_errors, accounts, iso, shown, shown_limits
 from api.cli.console import print_json, print_table
-from api.cli.context import data_dir_option, json_option
+from api.cli.context import F, data_dir_option, json_option
 
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -33,7 +32,8 @@ class _Lifetime(click.ParamType[timedelta]):
         return timedelta(**{_UNITS[found[2]]: int(found[1])})
 
 
-def _limit_options(function: Callable[..., None]) -> Callable[..., None]:
+def _limit_options(function: F) -> F:
+    """Options of a key's limits, named as the service's parameters; None is not given."""
     for decorate in (
         click.option("--max-jobs", type=int, help="Accepted and not ended; 0 is without bound."),
         click.option("--tokens-per-minute", type=int, help="Within the tenant's; 0: no bound."),
@@ -70,23 +70,13 @@ def create(
     name: str,
     scopes: tuple[str, ...],
     expires: timedelta | None,
-    requests_per_minute: int | None,
-    tokens_per_minute: int | None,
-    max_jobs: int | None,
     data_dir: Path | None,
     as_json: bool,
+    **limits: int | None,
 ) -> None:
     """Create a key of TENANT (name or id). The key is shown this once."""
     with accounts(data_dir) as service:
-        new = service.create_key(
-            tenant,
-            name=name,
-            scopes=scopes,
-            expires_in=expires,
-            requests_per_minute=requests_per_minute,
-            tokens_per_minute=tokens_per_minute,
-            max_jobs=max_jobs,
-        )
+        new = service.create_key(tenant, name=name, scopes=scopes, expires_in=expires, **limits)
     if as_json:
         print_json({**_document(new.key), "key": new.secret})
         return
@@ -103,20 +93,13 @@ def create(
 @account_errors
 def set_(
     key_id: str,
-    requests_per_minute: int | None,
-    tokens_per_minute: int | None,
-    max_jobs: int | None,
     data_dir: Path | None,
     as_json: bool,
+    **limits: int | None,
 ) -> None:
     """Change the limits of the key KEY_ID (key_…), on every API process within seconds."""
     with accounts(data_dir) as service:
-        key = service.set_key(
-            key_id,
-            requests_per_minute=requests_per_minute,
-            tokens_per_minute=tokens_per_minute,
-            max_jobs=max_jobs,
-        )
+        key = service.set_key(key_id, **limits)
     _print([key], as_json=as_json)
 
 

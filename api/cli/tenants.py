@@ -14,7 +14,12 @@ from api.cli.context import F, data_dir_option, json_option
 from broker.jobs import BANDS, Band
 
 
+def _band(_: click.Context, __: click.Parameter, value: str | None) -> Band | None:
+    return Band(value) if value else None
+
+
 def _policy_options(function: F) -> F:
+    """Options of a tenant's policy, named as the service's parameters; None is not given."""
     options = (
         click.option("--weight", type=float, help="Share relative to other tenants."),
         click.option("--max-in-flight", type=int, help="Jobs of one model running at once."),
@@ -24,7 +29,9 @@ def _policy_options(function: F) -> F:
         click.option("--max-jobs", type=int, help="Accepted, not ended; 0 is without bound."),
         click.option(
             "--priority",
+            "default_band",
             type=click.Choice([band.value for band in BANDS]),
+            callback=_band,
             help="Priority of a job that names none.",
         ),
         click.option(
@@ -50,32 +57,10 @@ def tenants() -> None:
 @data_dir_option
 @json_option
 @account_errors
-def create(
-    name: str,
-    weight: float | None,
-    max_in_flight: int | None,
-    max_queued: int | None,
-    requests_per_minute: int | None,
-    tokens_per_minute: int | None,
-    max_jobs: int | None,
-    priority: str | None,
-    allow_logprobs: bool | None,
-    data_dir: Path | None,
-    as_json: bool,
-) -> None:
+def create(name: str, data_dir: Path | None, as_json: bool, **policy: Any) -> None:
     """Create a tenant called NAME; what isn't given is the installation's default."""
     with accounts(data_dir) as service:
-        tenant = service.create_tenant(
-            name,
-            weight=weight,
-            max_in_flight=max_in_flight,
-            max_queued=max_queued,
-            requests_per_minute=requests_per_minute,
-            tokens_per_minute=tokens_per_minute,
-            max_jobs=max_jobs,
-            default_band=Band(priority) if priority else None,
-            allow_logprobs=allow_logprobs,
-        )
+        tenant = service.create_tenant(name, **policy)
     _print([tenant], as_json=as_json, single=True)
 
 
@@ -93,32 +78,14 @@ def create(
 @account_errors
 def set_(
     name: str,
-    weight: float | None,
-    max_in_flight: int | None,
-    max_queued: int | None,
-    requests_per_minute: int | None,
-    tokens_per_minute: int | None,
-    max_jobs: int | None,
-    priority: str | None,
-    allow_logprobs: bool | None,
     disabled: bool | None,
     data_dir: Path | None,
     as_json: bool,
+    **policy: Any,
 ) -> None:
     """Change the tenant NAME (or id); what isn't given stays."""
     with accounts(data_dir) as service:
-        tenant = service.set_tenant(
-            name,
-            weight=weight,
-            max_in_flight=max_in_flight,
-            max_queued=max_queued,
-            requests_per_minute=requests_per_minute,
-            tokens_per_minute=tokens_per_minute,
-            max_jobs=max_jobs,
-            default_band=Band(priority) if priority else None,
-            allow_logprobs=allow_logprobs,
-            disabled=disabled,
-        )
+        tenant = service.set_tenant(name, disabled=disabled, **policy)
     _print([tenant], as_json=as_json, single=True)
 
 

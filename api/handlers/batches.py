@@ -9,7 +9,8 @@ from typing import Final
 from aiohttp import web
 
 from api import keys
-from api.accounts.batches import Batch, TooManyBatchesError, UnknownInputError
+from api.accounts.batch import Batch
+from api.accounts.batches import TooManyBatchesError, UnknownInputError
 from api.auth.principal import Principal
 from api.batches.runner import BatchRunner
 from api.errors import ApiError

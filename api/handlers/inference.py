@@ -17,7 +17,7 @@ from api.delivery.streaming import relay
 from api.errors import ApiError, from_job
 from api.handlers.body import preference, read_body
 from api.handlers.intake import new_job
-from api.handlers.jobs import accept
+from api.handlers.submission import accept
 from api.limit_headers import limit_headers
 from api.schemas.fields import TIER_OF
 from api.schemas.inference import GenerationRequest, InferenceRequest

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter
 
-from api.accounts.batches import Batch
+from api.accounts.batch import Batch
 from api.schemas.encoding import EmbeddingRequest, ModerationRequest, RerankRequest
 from api.schemas.fields import Metadata, Schema
 from api.schemas.files import ExpiresAfter

@@ -1,4 +1,4 @@
--- Shared by the scripts of webhooks (broker/webhooks); in front of each, after the other prelude.
+-- Shared by the scripts of webhooks (broker/webhooks); in front of each, after the other shared files.
 --
 --   fb:webhook:delivery:<id>  HASH   a delivery: state (pending | delivered | failed | discarded), group,
 --                                    tenant, log, attempt (fences), failures (place in the plan), …

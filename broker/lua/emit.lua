@@ -6,6 +6,9 @@
 --         is cut off.
 -- Returns the ids whose attempt was stale.
 
+-- Events that a log keeps, about.
+local EVENTS = 512
+
 local base, stale = KEYS[1], {}
 for k = 1, #ARGV, 4 do
   local id, attempt, start, text = ARGV[k], ARGV[k + 1], tonumber(ARGV[k + 2]), ARGV[k + 3]

@@ -182,7 +182,8 @@ def test_far_behind_a_position_is_about_right(harness: Harness) -> None:
     where = harness.queue.position(ids[1_100])
     assert where is not None
     assert not where.exact
-    assert where.position == pytest.approx(1_100, abs=5)
+    # Jobs of the same millisecond stand in any order.
+    assert where.position == pytest.approx(1_100, abs=50)
     where = harness.queue.position(ids[999])
     assert where is not None
     assert (where.position, where.exact) == (999, True)

@@ -314,7 +314,7 @@ def test_unknown_script_is_loaded_and_asked_again(consumer: Consumer) -> None:
 def test_refusal_is_logged_once_and_waited_out(
     consumer: Consumer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("broker.transport.REFUSED_PAUSE_S", 0.0)
+    monkeypatch.setattr("broker.transport_channel.REFUSED_PAUSE_S", 0.0)
     claim_command = consumer.queue.claim_command
     left = 3
 

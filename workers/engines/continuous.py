@@ -1,8 +1,8 @@
 """Chat and completions: iteration-level batching on a paged KV cache, by transformers.
 
 A short answer leaves the batch early and a new request joins at the next step. This module admits
-requests, turns tokens into text, ends requests at stop strings and on cancel, and rebuilds the loop
-when it has died.
+requests, ends them on cancel, and rebuilds the loop when it has died; `delivery` turns what comes
+out of the loop into answers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import torch
@@ -24,7 +23,6 @@ from config.logs import get_logger
 from config.settings import Models
 from workers.admission import Generation, Limits, Sampling, admit_generation, admit_prompt
 from workers.engine import (
-    EngineError,
     EngineLostError,
     EngineRequest,
     EngineResult,
@@ -34,6 +32,7 @@ from workers.engines import attention, decoder
 from workers.engines.answers import Answer, OnPiece
 from workers.engines.batching import STEP_MS, BatchingLoop, batching_config
 from workers.engines.choices import Choices, seed_of
+from workers.engines.delivery import Delivery, name_of
 from workers.engines.kernels import native
 from workers.engines.vocabulary import Vocabulary
 from workers.loader import device, dtype_for, load_model, load_tokenizer
@@ -89,15 +88,10 @@ class ContinuousEngine:
         self._watchdog = Watchdog(self._pulse, self._revive, stall_s=stall_s)
         #: Held while the loop is replaced.
         self._lifecycle = threading.Lock()
-        self._lock = threading.Lock()
-        self._answers: dict[str, Answer] = {}
-        #: The engine's names of requests, by the caller's.
-        self._names: dict[str, str] = {}
+        self._delivery = Delivery(lambda: self._loop, self._note_success)
         #: Requests for several answers, by the caller's names; an answer's name is `<name>/<n>`.
         self._choices: dict[str, Choices] = {}
         self._numbers = itertools.count(1)
-        self._inbox: SimpleQueue[list[Any] | None] = SimpleQueue()
-        self._delivery = threading.Thread(target=self._deliver, name="delivery", daemon=True)
         self._decoder: decoder.Decoder | None = None
         self._loop: BatchingLoop | None = None
         self._steps_before = 0
@@ -151,9 +145,7 @@ class ContinuousEngine:
             choices.cancel()
             return
         loop = self._loop
-        with self._lock:
-            name = self._names.pop(request_id, "")
-            answer = self._answers.pop(name, None)
+        name, answer = self._delivery.take_of(request_id)
         if answer is None:
             return
         generated: list[int] = []
@@ -184,10 +176,8 @@ class ContinuousEngine:
             if self._loop is not None:
                 self._loop.abandon()
                 self._loop.join(0.0, timeout=5.0)
-        self._fail_all(EngineLostError("the engine has stopped"))
-        self._inbox.put(None)
-        if self._delivery.is_alive():
-            self._delivery.join()
+        self._delivery.fail_all(EngineLostError("the engine has stopped"))
+        self._delivery.stop()
 
     # -- requests ----------------------------------------------------------------------------------
     def _begin(
@@ -207,14 +197,12 @@ class ContinuousEngine:
             on_piece=on_piece,
             on_first=on_first,
         )
-        name = f"{request_id}#{next(self._numbers)}"
+        name = name_of(request_id, next(self._numbers))
         with self._lifecycle:
             loop = self._loop
             if loop is None or self._dead:
                 raise EngineLostError("the engine has stopped")
-            with self._lock:
-                self._answers[name] = answer
-                self._names[request_id] = name
+            self._delivery.expect(name, answer)
             try:
                 accepted = loop.add(
                     name,
@@ -225,11 +213,11 @@ class ContinuousEngine:
                     every_token=answer.every_token,
                 )
             except BaseException:
-                self._take(name)
+                self._delivery.take(name)
                 raise
         if not accepted:
             # The loop has just died; the watchdog will say so to the others.
-            self._take(name)
+            self._delivery.take(name)
             raise EngineLostError("the engine was lost")
         return answer.future
 
@@ -254,56 +242,12 @@ class ContinuousEngine:
             raise
         return choices.future
 
-    def _take(self, name: str) -> Answer | None:
-        """The answer, which from now on is the caller's to end."""
-        with self._lock:
-            self._names.pop(name.rpartition("#")[0], None)
-            return self._answers.pop(name, None)
-
-    # -- the delivery thread -----------------------------------------------------------------------
-    def _deliver(self) -> None:
-        while (outputs := self._inbox.get()) is not None:
-            for output in outputs:
-                try:
-                    self._handle(output)
-                except Exception as error:
-                    # Its message could hold text of the answer.
-                    log.error("answer_failed", error=type(error).__name__)
-                    if (loop := self._loop) is not None:
-                        loop.cancel_request(output.request_id)
-                    if (answer := self._take(output.request_id)) is not None:
-                        answer.future.set_exception(error)
-
-    def _handle(self, output: Any) -> None:
-        name = output.request_id
-        answer = self._answers.get(name)
-        loop = self._loop
-        if answer is None or loop is None:
-            return
-        if output.error is not None:
-            # With the whole loop dying the watchdog ends the request, as lost.
-            if loop.accepts and self._take(name) is not None:
-                failure = EngineError("internal_error", "the request failed")
-                answer.future.set_exception(answer.refusal or failure)
-            return
-        if not output.is_finished():
-            answer.take(output.generated_tokens)
-            if not answer.stopped:
-                return
-            loop.cancel_request(name)
-        # Taken last: an answer that fails here is still to be ended.
-        result = answer.finish(output.generated_tokens, loop.cached.pop(name, 0))
-        if self._take(name) is None:
-            return
-        self._losses = 0
-        answer.future.set_result(result)
-
     # -- the loop's life ---------------------------------------------------------------------------
     def _new_loop(self) -> BatchingLoop:
         loop = BatchingLoop(
             self._model,
             batching_config(self._spec, self._model.device, part=self._part),
-            deliver=self._inbox.put,
+            deliver=self._delivery.put,
             on_step=self._on_step,
             threads=self._threads,
             own_attention=self._own_attention,
@@ -324,6 +268,9 @@ class ContinuousEngine:
         log.info("attention_chosen", model=self._spec.name, attention=attended, forward=forward)
         self._on_kernel(forward)
 
+    def _note_success(self) -> None:
+        self._losses = 0
+
     def _warm_up(self) -> None:
         """The first steps of each kind cost seconds; nobody's request shall pay them."""
         prompt = [token % self._limits.vocabulary for token in range(3, 51)]
@@ -341,7 +288,7 @@ class ContinuousEngine:
         loop = self._loop
         return Pulse(
             alive=loop is not None and loop.accepts,
-            running=len(self._answers),
+            running=len(self._delivery),
             steps=self.steps,
         )
 
@@ -358,7 +305,7 @@ class ContinuousEngine:
                 model=self._spec.name,
                 reason=reason,
                 error=type(failure).__name__ if failure else "",
-                requests=len(self._answers),
+                requests=len(self._delivery),
             )
             self._on_lost()
             self._losses += 1
@@ -368,7 +315,7 @@ class ContinuousEngine:
             old.join(0.0, timeout=1.0)
             stuck = old.is_running()
             self._steps_before += old.steps
-            self._fail_all(EngineLostError("the engine was lost"))
+            self._delivery.fail_all(EngineLostError("the engine was lost"))
             # A thread stuck inside the model can't be ended, and two can't share it.
             self._dead = stuck or self._losses >= _MOST_LOSSES
             if not self._dead:
@@ -382,14 +329,6 @@ class ContinuousEngine:
                     self._dead = True
         if self._dead:
             self._on_dead()
-
-    def _fail_all(self, error: Exception) -> None:
-        with self._lock:
-            answers = list(self._answers.values())
-            self._answers.clear()
-            self._names.clear()
-        for answer in answers:
-            answer.future.set_exception(error)
 
 
 def _pieces_of(request: EngineRequest, number: int) -> OnPiece | None:

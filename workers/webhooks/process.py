@@ -13,7 +13,7 @@ from broker.connections import connect_async
 from broker.webhooks import signing
 from config.logs import get_logger
 from config.settings import Settings
-from workers.bootstrap import serve_metrics
+from workers.metrics_listener import serve_metrics
 from workers.webhooks import tasks
 from workers.webhooks.courier import Courier, drop_cancelled
 from workers.webhooks.guard import Lookup

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine
 
+from api.accounts.batch import Batch
 from api.accounts.batches import (
-    Batch,
     BatchRecords,
     TooManyBatchesError,
     UnknownInputError,

@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 import pytest
 
-from api.accounts.batches import Batch
+from api.accounts.batch import Batch
 from api.batches.lines import LineReader
 from api.batches.results import Results, refused, result_of, undone
 from api.errors import ApiError

@@ -161,7 +161,7 @@ async def test_a_long_poll_is_not_prolonged_by_an_absent_queue(
         raise BrokerUnavailableError("away")
 
     job_id = await _held(api)
-    monkeypatch.setattr(jobs, "_RECORD_S", 0.0)
+    monkeypatch.setattr(jobs, "RECORD_S", 0.0)
     asked = asyncio.get_running_loop().time()
     poll = asyncio.create_task(api.client.get(f"/v1/jobs/{job_id}?wait=1"))
     # The poll has read the record before it follows the job's events.

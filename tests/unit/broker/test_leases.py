@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from broker import leases
+from broker import leases, renewal
 from broker.errors import BrokerUnavailableError, JobNotFoundError
 from broker.jobs import Band, Claim, Job, Status, Usage
 from broker.leases import LeaseRegistry
@@ -196,7 +196,7 @@ def test_lost_lease_is_told_and_not_renewed_any_more(bench: Bench) -> None:
 def test_job_completed_during_a_renewal_is_not_lost(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leases, "SETTLING_S", 1.0)
+    monkeypatch.setattr(renewal, "SETTLING_S", 1.0)
     bench.queue.answers["job_1"] = "lost"
     lease = bench.started()
     bench.queue.await_(lambda: bench.queue.renewed)

@@ -10,14 +10,32 @@ import pytest
 
 from broker import scripts
 from broker.jobs import BAND_SHARES
-from broker.scripts import ALL, Script
+from broker.scripts import ALL, SHARED, SHARED_BY_WEBHOOKS, Script
 
 FOLDER = resources.files("broker") / "lua"
 
 
+def _shared(name: str) -> str:
+    return (FOLDER / f"{name}.lua").read_text()
+
+
 def test_every_file_is_a_script() -> None:
-    files = {entry.name for entry in FOLDER.iterdir()} - {"_prelude.lua", "_webhooks.lua"}
-    assert files == {f"{script.name}.lua" for script in ALL}
+    files = {entry.name for entry in FOLDER.iterdir()}
+    names = (*SHARED, SHARED_BY_WEBHOOKS, *(script.name for script in ALL))
+    assert files == {f"{name}.lua" for name in names}
+
+
+def test_a_shared_function_stands_behind_those_it_calls() -> None:
+    """Lua takes a local name that comes later for a global one, and finds nil."""
+    text = "".join(_shared(name) for name in (*SHARED, SHARED_BY_WEBHOOKS))
+    functions = dict(
+        re.findall(r"^local function (\w+)(\(.*?^end\n)", text, re.MULTILINE | re.DOTALL)
+    )
+    known: set[str] = set()
+    for name, body in functions.items():
+        known.add(name)
+        called = set(re.findall(r"(\w+)\(", body)) & functions.keys()
+        assert called <= known, f"{name} calls {called - known}"
 
 
 @pytest.mark.parametrize("script", ALL, ids=lambda script: script.name)
@@ -26,8 +44,8 @@ def test_a_script_is_whole(script: Script) -> None:
     assert source.startswith("#!lua")
     assert script.sha == hashlib.sha1(script.source).hexdigest().encode()
     defined = set(re.findall(r"local function (\w+)\(", source))
-    prelude = (FOLDER / "_prelude.lua").read_text()
-    shared = set(re.findall(r"local function (\w+)\(", prelude))
+    text = "".join(_shared(name) for name in (*SHARED, SHARED_BY_WEBHOOKS))
+    shared = set(re.findall(r"local function (\w+)\(", text))
     called = set(re.findall(r"(\w+)\(", source)) & shared
     assert called <= defined
 

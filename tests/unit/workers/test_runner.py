@@ -424,7 +424,7 @@ def test_an_answer_that_can_t_be_put_down_fails_the_job(lab: _Lab) -> None:
 
 
 def test_an_outage_is_logged_once_per_job(lab: _Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.runner._RETRY_S", 0.01)
+    monkeypatch.setattr("workers.settlement._RETRY_S", 0.01)
 
     def respond(_: EngineRequest, future: Future[EngineResult]) -> None:
         lab.queue.away = 5
