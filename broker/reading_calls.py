@@ -143,7 +143,7 @@ class ReadingCalls:
 
     def usage(self, tenant: str, hours: int, model: str | None) -> Call[TenantUsage]:
         return script_call(
-            scripts.USAGE, lambda reply, _: usage.from_reply(*reply, hours, model),
+            scripts.USAGE, lambda reply, _: usage.from_reply(reply[0], reply[1], hours, model),
             (keys.usage(tenant, ""),), hours,
         )  # fmt: skip
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from struct import Struct
+from typing import Any
 
 from broker.jobs import Status, Usage
 
@@ -41,7 +42,7 @@ class HourUsage:
 
     def with_end(self, status: Status, usage: Usage) -> HourUsage:
         """With one more job that ended."""
-        ends: dict[str, int] = {status.value: getattr(self, status.value) + 1}
+        ends: dict[str, Any] = {status.value: getattr(self, status.value) + 1}
         return replace(
             self,
             **ends,
