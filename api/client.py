@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from api.sdk.asynchronous import AsyncClient
 from api.sdk.errors import ApiError, ClientError, ConnectionFailedError, WebhookError
-from api.sdk.objects import TERMINAL, JobEvent, RemoteJob
+from api.sdk.objects import TERMINAL, HourUsage, JobEvent, RemoteJob
 from api.sdk.synchronous import Client
 from api.sdk.webhooks import verify_webhook
 
@@ -26,6 +26,7 @@ __all__ = [
     "Client",
     "ClientError",
     "ConnectionFailedError",
+    "HourUsage",
     "JobEvent",
     "RemoteJob",
     "WebhookError",

@@ -12,6 +12,7 @@ from broker.jobs import Accepted, Band, Event, Job, NewJob, Status
 from broker.queue import CancelResult
 from broker.results import Resync
 from broker.stats import DeadLetter, Position, QueueStats, TenantQueue, WorkerStatus
+from broker.usage import TenantUsage
 from broker.webhooks.outbox import OutboxEvent
 
 
@@ -60,6 +61,8 @@ class Queue(Protocol):
     async def announce(self, event: OutboxEvent) -> bool: ...
 
     async def stats(self, queue: str, *, top: int = 20) -> QueueStats: ...
+
+    async def usage(self, tenant: str, *, hours: int, model: str | None = None) -> TenantUsage: ...
 
     async def tenant_queue(self, queue: str, tenant: str) -> TenantQueue: ...
 

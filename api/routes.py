@@ -24,6 +24,7 @@ from api.handlers import (
     reference,
     responses,
     submission,
+    usage,
     webhooks,
 )
 from api.handlers.body import expect
@@ -100,6 +101,7 @@ ROUTES: Final = (
     Route(hdrs.METH_GET, "/v1/batches/{batch_id}", batches.fetch, "jobs"),
     Route(hdrs.METH_POST, "/v1/batches/{batch_id}/cancel", batches.cancel, "jobs"),
     Route(hdrs.METH_GET, "/v1/queues", queues.listing, "jobs"),
+    Route(hdrs.METH_GET, "/v1/usage", usage.fetch, "jobs"),
     Route(hdrs.METH_GET, "/v1/models", models.listing, "jobs"),
     Route(hdrs.METH_GET, "/v1/models/{model}", models.fetch, "jobs"),
     Route(hdrs.METH_GET, "/v1/webhook_event_types", webhooks.event_types, "jobs"),

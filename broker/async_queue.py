@@ -29,6 +29,7 @@ from broker.stats import (
     WorkerStatus,
 )
 from broker.submitting_calls import CANCEL_BATCH, REPLAY_BATCH
+from broker.usage import TenantUsage
 from broker.webhooks.outbox import OutboxEvent
 from config.settings import Queue as QueueSettings
 
@@ -252,6 +253,9 @@ class AsyncRedisQueue:
 
     async def tenant_queue(self, queue: str, tenant: str) -> TenantQueue:
         return await self._run(self._calls.tenant_queue(queue, tenant))
+
+    async def usage(self, tenant: str, *, hours: int, model: str | None = None) -> TenantUsage:
+        return await self._run(self._calls.usage(tenant, hours, model))
 
     async def leases(
         self, queue: str, *, owner: str | None = None, limit: int = 100

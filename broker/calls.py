@@ -81,7 +81,8 @@ class Calls(SubmittingCalls):
         )  # fmt: skip
 
     def complete(self, claim: Claim, outcome: Outcome, *, dead_code: str = "") -> Call[bool]:
-        fields: list[Arg] = ["usage", orjson.dumps(outcome.usage)]
+        used = outcome.usage
+        fields: list[Arg] = ["usage", orjson.dumps(used)]
         if outcome.output is not None:
             fields += ("output", outcome.output)
         if outcome.error is not None:
@@ -91,7 +92,8 @@ class Calls(SubmittingCalls):
         return script_call(
             scripts.COMPLETE, truth, (keys.base(claim.queue),),
             claim.job.id, claim.attempt, outcome.status, outcome.taken,
-            self._weight, self._cap, dead_code, _told(claim.job, outcome), *fields,
+            self._weight, self._cap, dead_code, _told(claim.job, outcome),
+            used.input_tokens, used.cached_tokens, used.output_tokens, *fields,
         )  # fmt: skip
 
     def bury(self, claim: Claim, error_code: str, message: str) -> Call[bool]:

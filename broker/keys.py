@@ -104,6 +104,11 @@ def tenant_conversations(tenant: str) -> str:
     return f"fb:tenant:{tenant}:convs"
 
 
+def usage(tenant: str, day: int | str) -> str:
+    """Hash with expiry: `<hour since 1970>|<model>` -> sums over jobs that ended in it."""
+    return f"fb:usage:{tenant}:{day}"
+
+
 def answer(tenant: str, digest: str) -> str:
     """String with expiry: the answer to a request whose answer is always the same."""
     return f"fb:answer:{tenant}:{digest}"

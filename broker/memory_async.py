@@ -17,6 +17,7 @@ from broker.stats import (
     TenantQueue,
     WorkerStatus,
 )
+from broker.usage import TenantUsage
 from broker.webhooks.outbox import OutboxEvent
 
 if TYPE_CHECKING:
@@ -174,6 +175,9 @@ class AsyncMemoryQueue:
 
     async def tenant_queue(self, queue: str, tenant: str) -> TenantQueue:
         return self._memory.tenant_queue(queue, tenant)
+
+    async def usage(self, tenant: str, *, hours: int, model: str | None = None) -> TenantUsage:
+        return self._memory.usage(tenant, hours=hours, model=model)
 
     async def leases(
         self, queue: str, *, owner: str | None = None, limit: int = 100

@@ -22,6 +22,7 @@ from broker.stats import (
     TenantQueue,
     WorkerStatus,
 )
+from broker.usage import TenantUsage
 
 
 class MemoryReadings(MemoryStore):
@@ -184,6 +185,10 @@ class MemoryReadings(MemoryStore):
                 jobs_per_s=rates.jobs_per_s,
                 tokens_per_s=rates.tokens_per_s,
             )
+
+    def usage(self, tenant: str, *, hours: int, model: str | None = None) -> TenantUsage:
+        with self._lock:
+            return self._usage.read(tenant, self._clock_ms(), hours, model)
 
     def leases(self, queue: str, *, owner: str | None = None, limit: int = 100) -> list[LeaseStats]:
         with self._lock:

@@ -30,6 +30,7 @@ from broker.jobs import (
 )
 from broker.memory_limits import Meters
 from broker.memory_state import Lease, ModelQueue, Named, Record
+from broker.memory_usage import UsageBook
 from broker.policies import TenantPolicy, shedding_marks
 from broker.stats import DeadLetter, WorkerStatus
 from broker.webhooks.outbox import MOST_EVENTS, OutboxEvent
@@ -61,6 +62,7 @@ class MemoryStore:
         self._named: dict[tuple[str, str], Named] = {}
         self._meters = Meters()
         self._workers: dict[str, tuple[WorkerStatus, int]] = {}
+        self._usage = UsageBook()
         self._listeners: list[Callable[[str, Event], None]] = []
         #: Ends of jobs that have a webhook or whose tenant is in `webhook_tenants`, oldest first.
         self.outbox: list[OutboxEvent] = []
@@ -126,6 +128,7 @@ class MemoryStore:
             usage=outcome.usage,
         )
         self._announce(record.job, now)
+        self._usage.tally(record.job, now)
         if record.job.erased_ms:
             self._wipe(record)
 

@@ -16,6 +16,7 @@ from broker.stats import (
     TenantQueue,
     WorkerStatus,
 )
+from broker.usage import TenantUsage
 
 LeaseState = Literal["ok", "lost", "cancel"]
 CancelResult = Literal["cancelled", "cancelling", "terminal"]
@@ -232,6 +233,13 @@ class JobQueue(Protocol):
 
     def tenant_queue(self, queue: str, tenant: str) -> TenantQueue:
         """What one tenant has in a queue; a band's age is that of its first job."""
+        ...
+
+    def usage(self, tenant: str, *, hours: int, model: str | None = None) -> TenantUsage:
+        """What a tenant's jobs took that ended in the last `hours`, the running one being the last.
+
+        At most `broker.usage.MOST_HOURS`. Each end counts once, whoever told of it how often.
+        """
         ...
 
     def leases(self, queue: str, *, owner: str | None = None, limit: int = 100) -> list[LeaseStats]:

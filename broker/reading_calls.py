@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from broker import keys, scripts
+from broker import keys, scripts, usage
 from broker.call import Call, script_call
 from broker.drain import Drain
 from broker.errors import JobNotFoundError
@@ -26,6 +26,7 @@ from broker.stats import (
     TenantStats,
     WorkerStatus,
 )
+from broker.usage import TenantUsage
 from broker.wire import decode_event, pairs
 from config.settings import Queue as QueueSettings
 
@@ -139,6 +140,12 @@ class ReadingCalls:
             )
 
         return script_call(scripts.TENANT_QUEUE, decode, (keys.base(queue),), tenant)
+
+    def usage(self, tenant: str, hours: int, model: str | None) -> Call[TenantUsage]:
+        return script_call(
+            scripts.USAGE, lambda reply, _: usage.from_reply(reply[0], reply[1], hours, model),
+            (keys.usage(tenant, ""),), hours,
+        )  # fmt: skip
 
     def leases(self, queue: str, owner: str | None, limit: int) -> Call[list[LeaseStats]]:
         def decode(reply: Any, _: bool) -> list[LeaseStats]:

@@ -28,6 +28,7 @@ from broker.stats import (
     WorkerStatus,
 )
 from broker.submitting_calls import CANCEL_BATCH, REPLAY_BATCH
+from broker.usage import TenantUsage
 from broker.wire import Arg, pack
 from config.settings import Queue as QueueSettings
 
@@ -273,6 +274,9 @@ class RedisQueue:
 
     def tenant_queue(self, queue: str, tenant: str) -> TenantQueue:
         return self._run(self._calls.tenant_queue(queue, tenant))
+
+    def usage(self, tenant: str, *, hours: int, model: str | None = None) -> TenantUsage:
+        return self._run(self._calls.usage(tenant, hours, model))
 
     def leases(self, queue: str, *, owner: str | None = None, limit: int = 100) -> list[LeaseStats]:
         return self._run(self._calls.leases(queue, owner, limit))

@@ -18,6 +18,7 @@ from broker.forecast import RIVALS
 from broker.jobs import BAND_SHARES, BANDS, STUB_S
 from broker.limits import MINUTE_MS, TOLERANCE_MS
 from broker.pace import PEAK_MEMORY
+from broker.usage import HOUR_MS, KEPT_S
 from broker.webhooks.outbox import MOST_EVENTS
 
 
@@ -47,6 +48,8 @@ def _constants(script: str) -> str:
         "RIVALS": repr(RIVALS),
         "STUB_S": repr(STUB_S),
         "MINUTE_MS": repr(MINUTE_MS),
+        "HOUR_MS": repr(HOUR_MS),
+        "USAGE_S": repr(KEPT_S),
         "WEBHOOK_EVENTS": repr(MOST_EVENTS),
         "TOLERANCE_MS": repr(TOLERANCE_MS),
     }
@@ -110,6 +113,7 @@ POSITION = _load("position")
 LEASES = _load("leases")
 STATS = _load("stats")
 TENANT_QUEUE = _load("tenant_queue")
+USAGE = _load("usage")
 LIST_JOBS = _load("list_jobs")
 OPEN_CONVERSATION = _load("open_conversation")
 CONVERSE = _load("converse")
@@ -145,6 +149,7 @@ ALL: tuple[Script, ...] = (
     LEASES,
     STATS,
     TENANT_QUEUE,
+    USAGE,
     LIST_JOBS,
     OPEN_CONVERSATION,
     CONVERSE,

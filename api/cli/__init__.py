@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "jobs": ("api.cli.jobs", "Look at jobs, cancel and retry them."),
     "dead": ("api.cli.dead", "Jobs that were given up: look, put in again, drop."),
     "queues": ("api.cli.queues", "Depth, age and rate of every queue; pause, drain, resume."),
+    "usage": ("api.cli.usage", "Ended jobs and their tokens by hour and model."),
     "workers": ("api.cli.workers", "Workers that are alive, and their leases."),
     "models": ("api.cli.models", "The model catalogue and its files."),
     "tenants": ("api.cli.tenants", "Create, list and change tenants."),

@@ -14,6 +14,7 @@ from api.reference.file_calls import BATCHES, FILES
 from api.reference.webhook_calls import WEBHOOKS
 from api.schemas import answers as a
 from api.schemas import conversations, dead_letters, jobs, responses
+from api.schemas.usage import USAGE
 
 _HI: Final = [{"role": "user", "content": "Name three rivers."}]
 _CHAT: Final = {"model": "smollm2-135m", "messages": _HI, "max_tokens": 16}
@@ -70,6 +71,12 @@ JOBS: Final[Mapping[str, Call]] = {
     ),
     "GET /v1/queues": Call(
         tag="Jobs", summary="Your part of each queue", answers={200: a.QueuePage}
+    ),
+    "GET /v1/usage": Call(
+        tag="Jobs",
+        summary="Ended jobs and their tokens by hour and model",
+        query=USAGE,
+        answers={200: a.UsagePage},
     ),
 }
 

@@ -323,6 +323,26 @@ class QueuePage(Answer):
     data: list[QueueState]
 
 
+class HourOfUsage(Answer):
+    object: Literal["usage"]
+    hour: Time
+    model: str
+    completed: int
+    failed: int
+    cancelled: int
+    expired: int
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+
+
+class UsagePage(Answer):
+    object: Literal["list"]
+    since: Time
+    until: Time
+    data: list[HourOfUsage]
+
+
 class DeadLetterObject(Answer):
     object: Literal["dead_letter"]
     job_id: str

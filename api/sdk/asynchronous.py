@@ -10,7 +10,7 @@ from contextlib import aclosing
 from types import TracebackType
 from typing import Any
 
-from api.sdk.objects import JobEvent, RemoteJob
+from api.sdk.objects import HourUsage, JobEvent, RemoteJob
 from api.sdk.transport import Transport
 
 #: One long poll; below what proxies usually cut.
@@ -141,6 +141,16 @@ class AsyncClient:
     async def retry(self, job_id: str) -> RemoteJob:
         """Put a failed or expired job in again."""
         return RemoteJob.from_json(await self._transport.call("POST", f"/v1/jobs/{job_id}/retry"))
+
+    async def usage(
+        self, *, hours: int = 24, model: str | None = None, tenant: str | None = None
+    ) -> list[HourUsage]:
+        """What jobs took that ended in the last `hours` (168 at most), by hour and model.
+
+        Hours without an end are left out. Another tenant's needs a key with the scope `admin`.
+        """
+        page = await self.call("GET", "/v1/usage", hours=str(hours), model=model, tenant=tenant)
+        return [HourUsage.from_json(raw) for raw in page["data"]]
 
     # -- OpenAI-compatible ------------------------------------------------------------------------
     async def chat(self, model: str, messages: Sequence[Mapping[str, str]], **body: Any) -> Any:

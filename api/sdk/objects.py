@@ -43,6 +43,29 @@ class RemoteJob:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HourUsage:
+    """Jobs that ended in one hour with one model, and their tokens."""
+
+    #: Beginning of the hour (Unix seconds).
+    hour: int
+    model: str
+    completed: int
+    failed: int
+    cancelled: int
+    expired: int
+    input_tokens: int
+    #: Part of the input tokens.
+    cached_tokens: int
+    output_tokens: int
+    raw: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> HourUsage:
+        known = {name: raw[name] for name in cls.__dataclass_fields__ if name != "raw"}
+        return cls(**known, raw=raw)
+
+
+@dataclass(frozen=True, kw_only=True)
 class JobEvent:
     """One event of a job's stream."""
 

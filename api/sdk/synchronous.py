@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from api.sdk.asynchronous import AsyncClient
-from api.sdk.objects import JobEvent, RemoteJob
+from api.sdk.objects import HourUsage, JobEvent, RemoteJob
 
 T = TypeVar("T")
 
@@ -132,6 +132,11 @@ class Client:
 
     def retry(self, job_id: str) -> RemoteJob:
         return self._run(self._inner.retry(job_id))
+
+    def usage(
+        self, *, hours: int = 24, model: str | None = None, tenant: str | None = None
+    ) -> list[HourUsage]:
+        return self._run(self._inner.usage(hours=hours, model=model, tenant=tenant))
 
     # -- OpenAI-compatible ------------------------------------------------------------------------
     def chat(self, model: str, messages: Sequence[Mapping[str, str]], **body: Any) -> Any:

@@ -121,10 +121,37 @@ local function announce(id, job, status, seq, now)
   end
 end
 
+-- Counts a job's end and its tokens (of input, of those cached, of output) to its tenant's hour.
+local function tally(job, status, now, taken, cached, made)
+  local hour = math.floor(now / HOUR_MS)
+  local key, field = 'fb:usage:' .. job.tenant .. ':' .. math.floor(hour / 24), hour .. '|' .. job.model
+  local known = call('HGET', key, field)
+  local completed, failed, cancelled, expired, all_taken, all_cached, all_made = 0, 0, 0, 0, 0, 0, 0
+  if known then
+    completed, failed, cancelled, expired, all_taken, all_cached, all_made =
+      struct.unpack('<IIIIddd', known)
+  end
+  if status == 'completed' then
+    completed = completed + 1
+  elseif status == 'failed' then
+    failed = failed + 1
+  elseif status == 'cancelled' then
+    cancelled = cancelled + 1
+  else
+    expired = expired + 1
+  end
+  call('HSET', key, field, struct.pack('<IIIIddd', completed, failed, cancelled, expired,
+    all_taken + taken, all_cached + cached, all_made + made))
+  if not known then
+    call('EXPIRE', key, USAGE_S)
+  end
+end
+
 -- Makes a job terminal, once it is out of queue, delay and lease. `fields` are further fields and
--- values of the record (output, error, usage); `taken`: tokens it really took; `told`: members of the
--- last message, to which the time of the end is added.
-local function finish(base, id, job, status, now, fields, taken, told)
+-- values of the record (output, error, usage); `taken`: tokens that count towards limits; `told`:
+-- members of the last message, to which the time of the end is added; then the tokens of its usage:
+-- of input, of those cached, of output.
+local function finish(base, id, job, status, now, fields, taken, told, input, cached, made)
   local key = 'fb:job:' .. id
   local seq = job.seq + 1
   call('HDEL', base .. 'j', id)
@@ -142,9 +169,12 @@ local function finish(base, id, job, status, now, fields, taken, told)
   end
   log_event(id, seq, status, job.attempt, told and told .. ',"finished_ms":' .. now)
   announce(id, job, status, seq, now)
+  tally(job, status, now, input or 0, cached or 0, made or 0)
   call('EXPIRE', key, job.ttl)
   call('EXPIRE', key .. ':events', job.ttl)
-  call('EXPIRE', key .. ':text', job.ttl)
+  if seq > 3 then  -- queued, in progress, ended: there was no text
+    call('EXPIRE', key .. ':text', job.ttl)
+  end
   if job.erased then
     wipe(id)
   end

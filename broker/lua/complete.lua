@@ -4,7 +4,8 @@
 -- ARGV[1] job id  [2] attempt  [3] status: completed | failed | cancelled  [4] tokens really taken
 -- ARGV[5] default weight  [6] default cap  [7] code of a dead letter, or empty
 -- ARGV[8] members of the last message (`,"name":value…`), or empty
--- ARGV[9…] further fields and values of the record (output, error, usage)
+-- ARGV[9] tokens of input  [10] those of them that were cached  [11] tokens of output
+-- ARGV[12…] further fields and values of the record (output, error, usage)
 -- Returns 1 done, or done before by this very attempt | 0 stale, nothing changed.
 
 -- A drain rate after this completion (broker/drain.py); `since` 0 counts idle time in, but before
@@ -41,8 +42,10 @@ taken = math.max(taken, LEAST_TOKENS)
 local own, used, due = 'd:' .. job.tenant, 'u:' .. job.tenant, 'due:' .. job.band
 local sums = call('HMGET', base .. 's', 'd', own, 'V:' .. job.band, due, 'taken', 'estimated', used,
   'pace')
-settle(base, job.band, job.tenant, taken, charged, policy('weight', job.tenant, ARGV[5]),
-  tonumber(sums[3] or 0))
+if taken ~= charged then
+  settle(base, job.band, job.tenant, taken, charged, policy('weight', job.tenant, ARGV[5]),
+    tonumber(sums[3] or 0))
+end
 local changed = {'d', drained(sums[1], now, job.since, taken),
   own, drained(sums[2], now, job.since, taken),
   due, tonumber(sums[4] or 0) + (taken - charged)}
@@ -78,8 +81,8 @@ if now - ran - job.since <= ran
 end
 call('HSET', base .. 's', unpack(changed))
 unpark(base, job.tenant, running, ARGV[6])
-finish(base, id, job, status, now, {'ended', attempt, unpack(ARGV, 9)}, tonumber(ARGV[4]),
-  ARGV[8])
+finish(base, id, job, status, now, {'ended', attempt, unpack(ARGV, 12)}, tonumber(ARGV[4]),
+  ARGV[8], ARGV[9], ARGV[10], ARGV[11])
 if ARGV[7] ~= '' and not job.erased then
   bury(base, id, job, now, ARGV[7])
 end

@@ -243,6 +243,12 @@ async def test_usage_as_charts_and_as_tables(console: Console) -> None:
     await page.locator("summary").first.click()
     cells = await page.locator("figure:first-child tbody td:nth-child(2)").all_text_contents()
     assert sum(int(cell) for cell in cells) == 2
+    await page.get_by_label("Model").select_option(CHAT)
+    await page.get_by_label("Last").select_option("168")
+    await _shows(page.get_by_role("status"), "168 hours")
+    assert await page.get_by_label("Model").input_value() == CHAT
+    assert await page.locator("figure:first-child tbody tr").count() == 14
+    await page.get_by_role("img", name="Jobs: 3 jobs in all").wait_for()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

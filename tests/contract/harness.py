@@ -18,6 +18,7 @@ from broker.memory import AsyncMemoryQueue, MemoryQueue
 from broker.policies import TenantPolicy
 from broker.queue import JobQueue
 from broker.redis_queue import AsyncRedisQueue, RedisQueue
+from broker.usage import HOUR_MS
 from config.settings import Queue as QueueSettings
 from config.settings import Redis as RedisSettings
 
@@ -132,6 +133,21 @@ def shift_redis_time(client: redis.Redis, milliseconds: int) -> None:
         left = client.pttl(key)
         if left > 0 and b":tenant:" not in key:
             client.pexpire(key, max(left - milliseconds, 0))
+    _shift_usage(client, milliseconds // HOUR_MS)
+
+
+def _shift_usage(client: redis.Redis, hours: int) -> None:
+    """Whole hours only: within one nothing is told apart."""
+    for key in list(client.scan_iter("fb:usage:*")) if hours else ():
+        tenant = key.decode().split(":")[2]
+        sums, left = client.hgetall(key), client.pttl(key)
+        client.delete(key)
+        for field, each in sums.items():
+            hour, model = field.split(b"|", 1)
+            earlier = int(hour) - hours
+            there = f"fb:usage:{tenant}:{earlier // 24}"
+            client.hset(there, f"{earlier}|{model.decode()}", each)
+            client.pexpire(there, left)
 
 
 def _shift_drains(client: redis.Redis, key: bytes, milliseconds: int) -> None:

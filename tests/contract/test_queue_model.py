@@ -44,6 +44,7 @@ from broker.pace import Pace
 from broker.policies import TenantPolicy
 from broker.queue import JobQueue
 from broker.redis_queue import RedisQueue
+from broker.usage import MOST_HOURS
 from broker.wire import Arg
 from tests.contract.harness import LEASE_MS, MODEL, ManualClock, new_job
 from tests.contract.harness import settings as queue_settings
@@ -533,6 +534,8 @@ class Twins(RuleBasedStateMachine):
                 theirs.refunds,
             )
             assert self.redis.events(job_id) == self.memory.events(job_id)
+        for tenant in ("a", "b", "c", "ü|x"):
+            assert _used(self.redis, tenant) == _used(self.memory, tenant)
         super().teardown()
 
     def run_all(self) -> None:
@@ -560,6 +563,13 @@ def _outcome(call: Callable[[JobQueue], Any], queue: JobQueue) -> Any:
         raise
     except BrokerError as error:
         return error
+
+
+def _used(queue: JobQueue, tenant: str) -> list[int]:
+    """In all hours together: the clocks are years apart."""
+    hours = queue.usage(tenant, hours=MOST_HOURS).hours
+    counts = ("completed", "failed", "cancelled", "expired", "output_tokens")
+    return [sum(getattr(each, name) for each in hours) for name in counts]
 
 
 def _compare_limits(real: Any, twin: Any) -> None:

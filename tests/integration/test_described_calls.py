@@ -133,6 +133,8 @@ async def test_examples_run_and_answers_are_as_described(world: World) -> None:
     await call("POST /v1/moderations")
     await call("POST /v1/rerank")
     await call("GET /v1/queues")
+    used = await call("GET /v1/usage", params={"hours": "3"})
+    assert {each["model"] for each in used["data"]} >= {world.made["model"], "all-minilm-l6-v2"}
     await call("GET /v1/models")
     await call("GET /v1/models/{model}")
     await call("POST /v1/jobs/cancel")

@@ -57,6 +57,13 @@ async def test_stream(api: Api) -> None:
     assert lines == ["one two three", " job.completed 8", "[3, 4, 5, 6]"]
 
 
+async def test_usage(api: Api) -> None:
+    assert await _printed("Usage") == []
+    await _printed("Submit and wait")
+    (line,) = await _printed("Usage")
+    assert re.fullmatch(r"\d+ smollm2-135m 1 5 3", line)
+
+
 async def test_asyncio(api: Api) -> None:
     counts, *jobs = await _printed("asyncio")
     assert counts == "[1, 1, 1]"
