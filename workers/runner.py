@@ -195,10 +195,10 @@ class _Attempt:
         answer, charged, name = self._answer, None, ""
         if answer is not None:
             name = answer.name
-            if answer.source != "computed":
-                charged = 0
-                if self._job.stream:
-                    self._replay(result)
+            if answer.source == "kept":
+                charged = 0  # one that was waited for has held a slot
+            if answer.source != "computed" and self._job.stream:
+                self._replay(result)
         return Outcome(
             status=Status.COMPLETED,
             output=self._output(result),
